@@ -1,0 +1,11 @@
+# Flags that every target of this project shares. Instruction sets are chosen at run time (Highway), never here.
+add_library(kvcodec_options INTERFACE)
+target_compile_options(kvcodec_options INTERFACE -Wall -Wextra -Wpedantic -Wshadow -Wno-unused-function)
+if(KVCODEC_WERROR)
+    target_compile_options(kvcodec_options INTERFACE -Werror)
+endif()
+if(KVCODEC_SANITIZE)
+    target_compile_options(kvcodec_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
+                                                     -fno-omit-frame-pointer)
+    target_link_options(kvcodec_options INTERFACE -fsanitize=address,undefined)
+endif()

@@ -1,0 +1,60 @@
+// The interface that every codec implements: what attention may ask of compressed vectors.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+namespace kvcodec {
+
+/// Compresses the vectors of one side (K or V) of one layer. One codec serves all KV heads of that layer.
+///
+/// A codec works on residuals: the RoPE-aware mean of K and the mean of V are removed before encode() and added by the
+/// caller afterwards (see mean/rotating_mean.h). A codec is immutable after construction and safe to share by threads.
+///
+/// Attention happens in code space, so a cached vector is never rebuilt: with lanes = (query heads of one KV head x
+/// query tokens) and M = space(),
+///     prepare    table[M, lanes] from the queries, once a step
+///     score      q.x of every coded row from the table
+///     accumulate sum of p * code into acc[M, lanes]
+///     finish     expands acc to head_dim once, at the end.
+/// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. Codes of row r lie at
+/// codes + r * code_bytes(), and kCodeSlackBytes readable bytes must follow the last code.
+class Codec {
+  public:
+    static constexpr size_t kLaneMultiple = 4;
+    static constexpr size_t kCodeSlackBytes = 16;
+
+    virtual ~Codec() = default;
+
+    /// One phrase for logs, e.g. "dictionary N=1024 s=8 4-bit coefficients".
+    virtual std::string describe() const = 0;
+    /// Length of a vector (head_dim).
+    virtual size_t dim() const = 0;
+    /// Bytes of one coded vector, scales included.
+    virtual size_t code_bytes() const = 0;
+    /// Resident bytes that do not grow with tokens: atoms, tables.
+    virtual size_t fixed_bytes() const = 0;
+    /// Size M of code space.
+    virtual size_t space() const = 0;
+
+    /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes().
+    virtual void encode(const float* x, size_t n, std::byte* codes) const = 0;
+    /// x: [n, dim] row-major.
+    virtual void decode(const std::byte* codes, size_t n, float* x) const = 0;
+
+    /// Rows [begin, end) of table [M, lanes] from q [lanes, dim]; slices may be filled by different threads.
+    virtual void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const = 0;
+    /// s[i, lanes] = q . x(row[i]) for each listed row.
+    virtual void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                       float* s) const = 0;
+    /// acc[M, lanes] += p[i, lanes] * code(row[i]) for each listed row.
+    virtual void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                            float* acc) const = 0;
+    /// Elements [begin, end) of out[lanes, dim] += expansion of acc; begin and end are multiples of 16 or dim().
+    virtual void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const = 0;
+};
+
+}  // namespace kvcodec

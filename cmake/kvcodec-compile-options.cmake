@@ -9,3 +9,9 @@ if(KVCODEC_SANITIZE)
                                                      -fno-omit-frame-pointer)
     target_link_options(kvcodec_options INTERFACE -fsanitize=address,undefined)
 endif()
+
+# Highway compiles each kernel for every instruction set above this baseline (SSE4.2, 2009) and picks one at run time.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64|AMD64")
+    target_compile_options(kvcodec_options INTERFACE -march=x86-64-v2)
+endif()
+target_compile_definitions(kvcodec_options INTERFACE HWY_DISABLE_PCLMUL_AES)

@@ -39,6 +39,8 @@ class Codec {
     virtual size_t fixed_bytes() const = 0;
     /// Size M of code space.
     virtual size_t space() const = 0;
+    /// Elements of code space that one coded row touches.
+    virtual size_t nonzeros() const = 0;
 
     /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes().
     virtual void encode(const float* x, size_t n, std::byte* codes) const = 0;

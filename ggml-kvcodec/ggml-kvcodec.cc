@@ -1,0 +1,448 @@
+// The plug-in: a ggml backend whose buffers hold compressed KV caches. Registry entry -> device -> buffer type ->
+// buffer -> backend, top to bottom from the end of this file. Only tensors named cache_k_l<i> and cache_v_l<i> are
+// managed; everything else that the host puts here is plain memory, computed by the host's own CPU backend.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <string>
+
+#include "ggml-backend-impl.h"
+#include "ggml-kvcodec/codec_choice.h"
+#include "ggml-kvcodec/host_cpu.h"
+#include "ggml-kvcodec/kv_cache.h"
+#include "ggml-kvcodec/log.h"
+#include "ggml-kvcodec/omp_team.h"
+#include "kvcodec/error.h"
+#include "kvcodec/options.h"
+
+namespace kvcodec::host {
+namespace {
+
+constexpr const char* kName = "KVCODEC";
+
+struct Settings {
+    Options options;
+    std::shared_ptr<CodecChoice> choice;
+};
+
+// Options are parsed once. A mistake in them switches compression off with one line; it never stops the host.
+Settings& settings() {
+    static Settings instance = [] {
+        Settings s;
+        const char* text = std::getenv("KVCODEC");
+        try {
+            s.options = parse_options(text == nullptr ? "" : text);
+            s.choice = std::make_shared<CodecChoice>(s.options);
+        } catch (const Error& error) {
+            log_line(GGML_LOG_LEVEL_ERROR, fmt::format("nothing is compressed: {}", error.what()));
+            s.options = Options{};
+            s.options.codec = Options::CodecChoice::kNone;
+            s.choice = std::make_shared<CodecChoice>(s.options);
+        }
+        return s;
+    }();
+    return instance;
+}
+
+// --- buffer: address space, and the cache that its KV tensors form
+
+struct Buffer {
+    explicit Buffer(size_t size) : memory(size), cache(settings().options, settings().choice, memory) {}
+
+    Reservation memory;
+    KvCache cache;
+};
+
+Buffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<Buffer*>(buffer->context); }
+
+void buffer_free(ggml_backend_buffer_t buffer) { delete &context_of(buffer); }
+
+void* buffer_get_base(ggml_backend_buffer_t buffer) { return context_of(buffer).memory.data(); }
+
+ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
+    int32_t layer = 0;
+    bool is_key = false;
+    if (settings().choice->off() || tensor->view_src != nullptr || tensor->op != GGML_OP_NONE ||
+        !parse_cache_name(tensor->name, layer, is_key)) {
+        return GGML_STATUS_SUCCESS;
+    }
+    if (tensor->type != GGML_TYPE_F16) {
+        if (is_key) {
+            log_warning("layer {} is not compressed: its cache type is {}; leave out -ctk and -ctv", layer,
+                        ggml_type_name(tensor->type));
+        }
+        return GGML_STATUS_SUCCESS;
+    }
+    context_of(buffer).cache.add_root(tensor, layer, is_key);
+    return GGML_STATUS_SUCCESS;
+}
+
+void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset,
+                          size_t size) {
+    if (context_of(buffer).cache.compressed_layer_of(tensor) != nullptr) {
+        const std::string bytes(size, static_cast<char>(value));
+        context_of(buffer).cache.set(tensor, bytes.data(), offset, size);
+    } else {
+        std::memset(static_cast<char*>(tensor->data) + offset, value, size);
+    }
+}
+
+void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset,
+                       size_t size) {
+    if (context_of(buffer).cache.compressed_layer_of(tensor) != nullptr) {
+        context_of(buffer).cache.set(tensor, data, offset, size);
+    } else {
+        std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
+    }
+}
+
+void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset,
+                       size_t size) {
+    if (context_of(buffer).cache.compressed_layer_of(tensor) != nullptr) {
+        context_of(buffer).cache.get(tensor, data, offset, size);
+    } else {
+        std::memcpy(data, static_cast<const char*>(tensor->data) + offset, size);
+    }
+}
+
+bool buffer_cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tensor* dst) {
+    KvCache& cache = context_of(buffer).cache;
+    if (cache.compressed_layer_of(dst) != nullptr || cache.compressed_layer_of(src) != nullptr) {
+        return cache.copy(src, dst);
+    }
+    const ggml_backend_buffer_t from = src->view_src != nullptr ? src->view_src->buffer : src->buffer;
+    if (from == buffer || ggml_backend_buffer_is_host(from)) {
+        std::memcpy(dst->data, src->data, ggml_nbytes(src));
+        return true;
+    }
+    return false;
+}
+
+void buffer_clear(ggml_backend_buffer_t buffer, uint8_t value) {
+    Buffer& context = context_of(buffer);
+    if (value == 0) {
+        context.cache.clear();
+        context.memory.release(0, context.memory.size());
+    } else if (!context.cache.manages_any()) {
+        std::memset(context.memory.data(), value, context.memory.size());
+    }
+}
+
+constexpr ggml_backend_buffer_i kBufferInterface = {
+    .free_buffer = buffer_free,
+    .get_base = buffer_get_base,
+    .init_tensor = buffer_init_tensor,
+    .memset_tensor = buffer_memset_tensor,
+    .set_tensor = buffer_set_tensor,
+    .get_tensor = buffer_get_tensor,
+    .set_tensor_2d = nullptr,
+    .get_tensor_2d = nullptr,
+    .cpy_tensor = buffer_cpy_tensor,
+    .clear = buffer_clear,
+    .reset = nullptr,
+};
+
+// --- buffer type
+
+const char* buffer_type_get_name(ggml_backend_buffer_type_t /*type*/) { return kName; }
+
+ggml_backend_buffer_t buffer_type_alloc(ggml_backend_buffer_type_t type, size_t size) {
+    try {
+        return ggml_backend_buffer_init(type, kBufferInterface, new Buffer(size), size);
+    } catch (const std::exception& error) {
+        log_line(GGML_LOG_LEVEL_ERROR, error.what());
+        return nullptr;
+    }
+}
+
+// KV tensors start on a page, so that each can be hidden on its own.
+size_t buffer_type_get_alignment(ggml_backend_buffer_type_t /*type*/) { return Reservation::kPageBytes; }
+
+bool buffer_type_is_host(ggml_backend_buffer_type_t /*type*/) { return false; }
+
+ggml_backend_dev_t device();
+
+ggml_backend_buffer_type_t buffer_type() {
+    static ggml_backend_buffer_type type = {
+        .iface =
+            {
+                .get_name = buffer_type_get_name,
+                .alloc_buffer = buffer_type_alloc,
+                .get_alignment = buffer_type_get_alignment,
+                .get_max_size = nullptr,
+                .get_alloc_size = nullptr,
+                .is_host = buffer_type_is_host,
+            },
+        .device = device(),
+        .context = nullptr,
+    };
+    return &type;
+}
+
+// --- backend: computes the nodes whose destination lies in our buffers, and attention over managed tensors
+
+struct Backend {
+    HostCpu cpu;
+    int n_threads = 4;
+};
+
+const ggml_tensor* root_of(const ggml_tensor* tensor) {
+    return tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
+bool is_ours(const ggml_tensor* tensor) {
+    return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->buft == buffer_type();
+}
+
+// A leaf that the host keeps in our buffer: KV cache or recurrent state. Activations in our compute buffer are not.
+bool is_cache(const ggml_tensor* tensor) {
+    if (tensor == nullptr) {
+        return false;
+    }
+    const ggml_tensor* root = root_of(tensor);
+    return is_ours(root) && root->op == GGML_OP_NONE && std::strncmp(root->name, "cache_", 6) == 0;
+}
+
+KvCache* cache_of(const ggml_tensor* tensor) {
+    if (!is_cache(tensor)) {
+        return nullptr;
+    }
+    return &context_of(root_of(tensor)->buffer).cache;
+}
+
+// The cache whose compressed layer serves this node itself; null when the host computes it.
+KvCache* serving_cache(const ggml_tensor* node) {
+    const ggml_tensor* cached = node->op == GGML_OP_FLASH_ATTN_EXT                           ? node->src[1]
+                                : node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_ROPE ? node
+                                                                                             : nullptr;
+    KvCache* cache = cache_of(cached);
+    return cache != nullptr && cache->compressed_layer_of(cached) != nullptr ? cache : nullptr;
+}
+
+// False when the layer has just become pass-through: the node is left to the host.
+bool compute_managed(KvCache& cache, ggml_tensor* node, Team& team) {
+    switch (node->op) {
+        case GGML_OP_FLASH_ATTN_EXT:
+            return cache.flash_attn(node, team);
+        case GGML_OP_SET_ROWS:
+            return cache.set_rows(node);
+        default:
+            return cache.shift(node);
+    }
+}
+
+// Managed layers that a node reads or writes in a way that only flat memory serves.
+void flatten_operands(ggml_tensor* node) {
+    const auto flatten = [&](const ggml_tensor* tensor) {
+        KvCache* cache = cache_of(tensor);
+        Layer* layer = cache == nullptr ? nullptr : cache->compressed_layer_of(tensor);
+        if (layer != nullptr) {
+            cache->pass_through(*layer, fmt::format("the model uses {} on its cache", ggml_op_name(node->op)));
+        }
+    };
+    flatten(node);
+    for (const ggml_tensor* source : node->src) {
+        flatten(source);
+    }
+}
+
+bool is_no_op(const ggml_tensor* node) {
+    return node->op == GGML_OP_NONE || node->op == GGML_OP_VIEW || node->op == GGML_OP_RESHAPE ||
+           node->op == GGML_OP_PERMUTE || node->op == GGML_OP_TRANSPOSE;
+}
+
+const char* backend_get_name(ggml_backend_t /*backend*/) { return kName; }
+
+void backend_free(ggml_backend_t backend) {
+    delete static_cast<Backend*>(backend->context);
+    delete backend;
+}
+
+ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
+    auto& context = *static_cast<Backend*>(backend->context);
+    OmpTeam team(static_cast<size_t>(context.n_threads));
+    try {
+        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
+            ggml_tensor* node = ggml_graph_node(graph, i);
+            if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0 || is_no_op(node)) {
+                continue;
+            }
+            if (KvCache* cache = serving_cache(node); cache != nullptr) {
+                if (const ggml_status status = context.cpu.flush(); status != GGML_STATUS_SUCCESS) {
+                    return status;
+                }
+                if (compute_managed(*cache, node, team)) {
+                    continue;
+                }
+            }
+            flatten_operands(node);
+            context.cpu.add(node);
+        }
+        return context.cpu.flush();
+    } catch (const std::exception& error) {
+        log_line(GGML_LOG_LEVEL_ERROR, error.what());
+        return GGML_STATUS_FAILED;
+    }
+}
+
+constexpr ggml_backend_i kBackendInterface = {
+    .get_name = backend_get_name,
+    .free = backend_free,
+    .set_tensor_async = nullptr,
+    .get_tensor_async = nullptr,
+    .set_tensor_2d_async = nullptr,
+    .get_tensor_2d_async = nullptr,
+    .cpy_tensor_async = nullptr,
+    .synchronize = nullptr,
+    .graph_plan_create = nullptr,
+    .graph_plan_free = nullptr,
+    .graph_plan_update = nullptr,
+    .graph_plan_compute = nullptr,
+    .graph_compute = backend_graph_compute,
+    .event_record = nullptr,
+    .event_wait = nullptr,
+    .graph_optimize = nullptr,
+};
+
+void backend_set_n_threads(ggml_backend_t backend, int n_threads) {
+    auto& context = *static_cast<Backend*>(backend->context);
+    context.n_threads = n_threads;
+    context.cpu.set_n_threads(n_threads);
+}
+
+// --- device
+
+const char* device_get_name(ggml_backend_dev_t /*device*/) { return kName; }
+
+const char* device_get_description(ggml_backend_dev_t /*device*/) { return "compressed KV cache (CPU)"; }
+
+void device_get_memory(ggml_backend_dev_t /*device*/, size_t* free, size_t* total) {
+    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    *free = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page;
+    *total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page;
+}
+
+// Not GPU: a real one must keep precedence. Not ACCEL: the host gives those no KV cache.
+enum ggml_backend_dev_type device_get_type(ggml_backend_dev_t /*device*/) { return GGML_BACKEND_DEVICE_TYPE_IGPU; }
+
+void device_get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
+    *props = {};
+    props->name = device_get_name(dev);
+    props->description = device_get_description(dev);
+    props->type = device_get_type(dev);
+    device_get_memory(dev, &props->memory_free, &props->memory_total);
+    props->caps.buffer_from_host_ptr = false;
+#ifdef KVCODEC_HOST_HAS_MMAP_SUPPORT
+    props->caps.mmap_support = true;
+#endif
+}
+
+ggml_guid_t backend_guid() {
+    static ggml_guid guid = {0x6b, 0x76, 0x63, 0x6f, 0x64, 0x65, 0x63, 0x00,
+                             0x9d, 0x41, 0x4e, 0x2c, 0x8a, 0x17, 0x53, 0xe6};
+    return &guid;
+}
+
+ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char* /*params*/) {
+    try {
+        return new ggml_backend{
+            .guid = backend_guid(), .iface = kBackendInterface, .device = dev, .context = new Backend};
+    } catch (const std::exception& error) {
+        log_line(GGML_LOG_LEVEL_ERROR, error.what());
+        return nullptr;
+    }
+}
+
+ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t /*device*/) { return buffer_type(); }
+
+// Everything that writes into a cache, and attention over one. Weights are refused, so that the host keeps them in its
+// own repacked buffers. Answers depend on names and buffer types only: the host asks before memory exists.
+bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* op) {
+    if (op->op == GGML_OP_FLASH_ATTN_EXT) {
+        return is_cache(op->src[1]) || is_cache(op->src[2]);
+    }
+    return is_cache(op);
+}
+
+bool device_supports_buft(ggml_backend_dev_t /*device*/, ggml_backend_buffer_type_t type) {
+    return type == buffer_type() || ggml_backend_buft_is_host(type);
+}
+
+ggml_backend_reg_t registry();
+
+ggml_backend_dev_t device() {
+    static ggml_backend_device instance = {
+        .iface =
+            {
+                .get_name = device_get_name,
+                .get_description = device_get_description,
+                .get_memory = device_get_memory,
+                .get_type = device_get_type,
+                .get_props = device_get_props,
+                .init_backend = device_init_backend,
+                .get_buffer_type = device_get_buffer_type,
+                .get_host_buffer_type = nullptr,
+                .buffer_from_host_ptr = nullptr,
+                .supports_op = device_supports_op,
+                .supports_buft = device_supports_buft,
+                .offload_op = nullptr,
+                .event_new = nullptr,
+                .event_free = nullptr,
+                .event_synchronize = nullptr,
+            },
+        .reg = registry(),
+        .context = nullptr,
+    };
+    return &instance;
+}
+
+// --- registry entry
+
+const char* registry_get_name(ggml_backend_reg_t /*reg*/) { return kName; }
+
+size_t registry_get_device_count(ggml_backend_reg_t /*reg*/) { return 1; }
+
+ggml_backend_dev_t registry_get_device(ggml_backend_reg_t /*reg*/, size_t /*index*/) { return device(); }
+
+void* registry_get_proc_address(ggml_backend_reg_t /*reg*/, const char* name) {
+    if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) {
+        return reinterpret_cast<void*>(backend_set_n_threads);
+    }
+    return nullptr;
+}
+
+ggml_backend_reg_t registry() {
+    static ggml_backend_reg instance = {
+        .api_version = GGML_BACKEND_API_VERSION,
+        .iface =
+            {
+                .get_name = registry_get_name,
+                .get_device_count = registry_get_device_count,
+                .get_device = registry_get_device,
+                .get_proc_address = registry_get_proc_address,
+            },
+        .context = nullptr,
+    };
+    return &instance;
+}
+
+}  // namespace
+}  // namespace kvcodec::host
+
+// The host's entry point. Structures change between ggml versions without a change of GGML_BACKEND_API_VERSION, so
+// only the very version that this was built for is accepted.
+extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
+    if (std::strcmp(ggml_version(), KVCODEC_GGML_VERSION) != 0) {
+        kvcodec::host::log_line(
+            GGML_LOG_LEVEL_ERROR,
+            fmt::format("this plug-in was built for ggml {}, the program uses {}; rebuild it with "
+                        "`make plugin LLAMA_SRC=<its source tree>`",
+                        KVCODEC_GGML_VERSION, ggml_version()));
+        return nullptr;
+    }
+    return kvcodec::host::registry();
+}

@@ -1,0 +1,675 @@
+#include "ggml-kvcodec/kv_cache.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <set>
+
+#include "ggml-kvcodec/log.h"
+#include "kvcodec/attend/softmax.h"
+#include "kvcodec/half.h"
+
+namespace kvcodec::host {
+namespace {
+
+const ggml_tensor* root_of(const ggml_tensor* tensor) {
+    return tensor->view_src != nullptr ? tensor->view_src : tensor;
+}
+
+size_t offset_in_root(const ggml_tensor* tensor) {
+    return static_cast<size_t>(static_cast<const char*>(tensor->data) - static_cast<const char*>(root_of(tensor)->data));
+}
+
+size_t row_bytes(const ggml_tensor* root) { return static_cast<size_t>(root->ne[0]) * sizeof(uint16_t); }
+
+template <class T>
+const T* data_of(const ggml_tensor* tensor) {
+    return static_cast<const T*>(tensor->data);
+}
+
+float op_float(const ggml_tensor* node, int i) {
+    float value = 0;
+    std::memcpy(&value, &node->op_params[i], sizeof value);
+    return value;
+}
+
+double mebibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+
+// ALiBi slopes of ggml's FLASH_ATTN_EXT.
+std::vector<float> alibi_slopes(float max_bias, size_t n_head) {
+    std::vector<float> slopes;
+    if (max_bias > 0) {
+        const auto power = static_cast<float>(1U << static_cast<uint32_t>(std::floor(std::log2(n_head))));
+        const float m0 = std::exp2(-max_bias / power);
+        const float m1 = std::exp2(-max_bias / 2 / power);
+        for (size_t head = 0; head < n_head; ++head) {
+            const auto h = static_cast<float>(head);
+            slopes.push_back(h < power ? std::pow(m0, h + 1) : std::pow(m1, 2 * (h - power) + 1));
+        }
+    }
+    return slopes;
+}
+
+}  // namespace
+
+bool parse_cache_name(const char* name, int32_t& layer, bool& is_key) {
+    char side = 0;
+    int end = 0;
+    if (std::sscanf(name, "cache_%c_l%d%n", &side, &layer, &end) != 2 || name[end] != '\0') {
+        return false;
+    }
+    is_key = side == 'k';
+    return side == 'k' || side == 'v';
+}
+
+KvCache::KvCache(const Options& options, std::shared_ptr<CodecChoice> choice, Reservation& memory)
+    : options_(options),
+      choice_(std::move(choice)),
+      memory_(memory),
+      window_(options.mode == Options::Mode::kStrict ? 0 : options.window),
+      sinks_(options.sinks),
+      attention_(options.crossover) {}
+
+KvCache::~KvCache() { report_end(); }
+
+void KvCache::add_root(ggml_tensor* tensor, int32_t index, bool is_key) {
+    Layer& layer = layers_[index];
+    layer.index = index;
+    (is_key ? layer.k : layer.v) = tensor;
+    const auto cells = static_cast<size_t>(tensor->ne[1] * tensor->ne[2]);
+    if (cells > n_cells_) {
+        n_cells_ = cells;
+        cells_per_stream_ = static_cast<size_t>(tensor->ne[1]);
+        positions_.assign(n_cells_, kUnknownPosition);
+        age_.assign(n_cells_, 0);
+        is_young_.assign(n_cells_, 0);
+    }
+    memory_.protect(static_cast<size_t>(static_cast<std::byte*>(tensor->data) - memory_.data()),
+                    (ggml_nbytes(tensor) + Reservation::kPageBytes - 1) / Reservation::kPageBytes *
+                        Reservation::kPageBytes);
+}
+
+Layer* KvCache::layer_of(const ggml_tensor* tensor) {
+    const ggml_tensor* root = root_of(tensor);
+    int32_t index = 0;
+    bool is_key = false;
+    if (root->op != GGML_OP_NONE || !parse_cache_name(root->name, index, is_key)) {
+        return nullptr;
+    }
+    const auto found = layers_.find(index);
+    if (found == layers_.end()) {
+        return nullptr;
+    }
+    const ggml_tensor* managed = is_key ? found->second.k : found->second.v;
+    return managed != nullptr && managed->data == root->data ? &found->second : nullptr;
+}
+
+Layer* KvCache::compressed_layer_of(const ggml_tensor* tensor) {
+    Layer* layer = layer_of(tensor);
+    return layer == nullptr || layer->state == Layer::State::kPassThrough ? nullptr : layer;
+}
+
+// Gives a layer its store once both tensors are known; a layer without a partner cannot be compressed.
+void KvCache::make_whole(Layer& layer) {
+    if (layer.store != nullptr || layer.state == Layer::State::kPassThrough) {
+        return;
+    }
+    if (layer.k == nullptr || layer.v == nullptr) {
+        pass_through(layer, "its keys and values are not stored separately");
+    } else if (layer.k->ne[1] != layer.v->ne[1] || layer.k->ne[2] != layer.v->ne[2] ||
+               static_cast<size_t>(layer.k->ne[1] * layer.k->ne[2]) != n_cells_ ||
+               layer.k->ne[1] % LayerStore::kBlock != 0) {
+        pass_through(layer, fmt::format("its {} cells are not a multiple of {}", layer.k->ne[1], LayerStore::kBlock));
+    } else {
+        layer.store = std::make_unique<LayerStore>(n_cells_, static_cast<size_t>(layer.k->ne[0]),
+                                                   static_cast<size_t>(layer.v->ne[0]), options_.release);
+    }
+}
+
+void KvCache::pass_through(Layer& layer, const std::string& reason) {
+    if (layer.state == Layer::State::kPassThrough) {
+        return;
+    }
+    log_warning("layer {} is not compressed: {}", layer.index, reason);
+    layer.state = Layer::State::kPassThrough;
+    for (ggml_tensor* root : {layer.k, layer.v}) {
+        if (root == nullptr) {
+            continue;
+        }
+        const size_t bytes = (ggml_nbytes(root) + Reservation::kPageBytes - 1) / Reservation::kPageBytes *
+                             Reservation::kPageBytes;
+        memory_.unprotect(static_cast<size_t>(static_cast<std::byte*>(root->data) - memory_.data()), bytes);
+        if (layer.store == nullptr) {
+            continue;
+        }
+        const Side side = root == layer.k ? Side::kK : Side::kV;
+        for (size_t cell = 0; cell < n_cells_; ++cell) {
+            if (layer.store->is_dense(cell) || layer.store->is_coded(cell)) {
+                layer.store->read(side, cell, positions_.data(),
+                                  static_cast<uint16_t*>(root->data) + cell * static_cast<size_t>(root->ne[0]));
+            }
+        }
+    }
+    layer.store.reset();
+    layer.ripe.clear();
+}
+
+// The host computes layers in ascending order, so a key layer not above the last one starts a new graph.
+void KvCache::begin_graph_if_new(const Layer& layer) {
+    if (layer.index <= last_key_layer_) {
+        ++graph_;
+        cells_reset_ = false;
+        positions_read_ = false;
+        aged_ = false;
+    }
+    last_key_layer_ = layer.index;
+}
+
+void KvCache::reset_cell(size_t cell) {
+    age_[cell] = 0;
+    if (is_young_[cell] == 0) {
+        is_young_[cell] = 1;
+        young_.push_back(static_cast<uint32_t>(cell));
+    }
+}
+
+// The first key layer of a graph tells which cells are written, the first rotated one at which positions. They are read
+// there: later the host may reuse their memory.
+void KvCache::note_cells(Layer& layer, const ggml_tensor* node) {
+    const auto* cells = data_of<int64_t>(node->src[1]);
+    const auto n = static_cast<size_t>(node->src[0]->ne[1]);
+    if (!cells_reset_) {
+        cells_reset_ = true;
+        for (size_t i = 0; i < n; ++i) {
+            reset_cell(static_cast<size_t>(cells[i]));
+            positions_[static_cast<size_t>(cells[i])] = kUnknownPosition;
+        }
+    }
+    if (positions_read_ && layer.k_origin != nullptr) {
+        return;
+    }
+    layer.k_origin = std::make_unique<RowOrigin>(trace_rows(node));
+    if (const ggml_tensor* positions = layer.k_origin->positions; positions != nullptr && !positions_read_) {
+        positions_read_ = true;
+        for (size_t i = 0; i < n; ++i) {
+            positions_[static_cast<size_t>(cells[i])] = data_of<int32_t>(positions)[i];
+        }
+    }
+}
+
+bool KvCache::set_rows(ggml_tensor* node) {
+    Layer& layer = *layer_of(node);
+    make_whole(layer);
+    if (layer.state == Layer::State::kPassThrough) {
+        return false;
+    }
+    const bool is_key = root_of(node)->data == layer.k->data;
+    const ggml_tensor* rows = node->src[0];
+    const ggml_tensor* root = is_key ? layer.k : layer.v;
+    if (rows->ne[0] != root->ne[0]) {
+        pass_through(layer, "values are stored transposed; run with flash attention (-fa on)");
+        return false;
+    }
+    if (rows->type != GGML_TYPE_F32 || node->src[1]->type != GGML_TYPE_I64 || rows->ne[2] != 1) {
+        pass_through(layer, "its rows come in a form that kvcodec does not know");
+        return false;
+    }
+    if (is_key) {
+        begin_graph_if_new(layer);
+        note_cells(layer, node);
+    } else if (layer.v_origin == nullptr) {
+        layer.v_origin = std::make_unique<RowOrigin>(trace_rows(node));
+    }
+    const auto* cells = data_of<int64_t>(node->src[1]);
+    for (int64_t i = 0; i < rows->ne[1]; ++i) {
+        const auto* row = reinterpret_cast<const float*>(data_of<char>(rows) + i * static_cast<int64_t>(rows->nb[1]));
+        layer.store->write(is_key ? Side::kK : Side::kV, static_cast<size_t>(cells[i]), row);
+    }
+    return true;
+}
+
+// Returns why the layer cannot be compressed, or nothing.
+std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
+    const ggml_tensor* q = node->src[0];
+    const ggml_tensor* k = node->src[1];
+    const ggml_tensor* v = node->src[2];
+    const LayerGeometry geometry{n_cells_, static_cast<size_t>(k->ne[2]), static_cast<size_t>(k->ne[0]),
+                                 static_cast<size_t>(v->ne[0])};
+    if (k->ne[2] != v->ne[2] || k->ne[0] * k->ne[2] != layer.k->ne[0] || v->ne[0] * v->ne[2] != layer.v->ne[0]) {
+        return "its cache rows are not one K or V vector per head";
+    }
+    if (q->ne[2] % k->ne[2] != 0) {
+        return "its query heads are not a multiple of its KV heads";
+    }
+    LayerFacts facts{static_cast<uint32_t>(layer.index), geometry, layer.k_origin ? *layer.k_origin : RowOrigin{},
+                     layer.v_origin ? *layer.v_origin : RowOrigin{}};
+    CodecChoice::Choice choice = choice_->choose(facts);
+    if (!choice.codecs) {
+        return choice.reason;
+    }
+    layer.expected_error_k = choice.expected_error_k;
+    layer.expected_error_v = choice.expected_error_v;
+    layer.store->set_codecs(geometry, std::move(*choice.codecs));
+    layer.state = Layer::State::kCompressed;
+    return {};
+}
+
+// Counts, once a graph, the queries that see each young cell; cells of age >= window are handed to every layer.
+void KvCache::grow_older(const Layer& layer, const ggml_tensor* node) {
+    if (aged_) {
+        return;
+    }
+    aged_ = true;
+    const ggml_tensor* mask = node->src[3];
+    const auto n_tokens = static_cast<size_t>(node->src[0]->ne[1]);
+    const auto n_streams = static_cast<size_t>(node->src[1]->ne[3]);
+    const auto n_kv = static_cast<size_t>(node->src[1]->ne[1]);
+    const size_t first_cell = offset_in_root(node->src[1]) / row_bytes(layer.k);
+    const auto row = [&](size_t stream, size_t token) {
+        return reinterpret_cast<const uint16_t*>(data_of<char>(mask) + token * mask->nb[1] +
+                                                 stream % static_cast<size_t>(mask->ne[3]) * mask->nb[3]);
+    };
+    uint64_t visible = 0;
+    for (size_t stream = 0; stream < n_streams; ++stream) {
+        for (size_t token = 0; token < n_tokens; ++token) {
+            visible += mask == nullptr ? n_kv : count_visible(row(stream, token), n_kv);
+        }
+    }
+    counters_.pairs += visible;
+    uint64_t dense = layer.ripe.size() * n_tokens;  // ripe but not yet coded
+    const auto sightings = [&](uint32_t cell) {
+        if (cell < first_cell || cell >= first_cell + n_streams * cells_per_stream_) {
+            return uint32_t{0};
+        }
+        const size_t stream = (cell - first_cell) / cells_per_stream_;
+        const size_t index = (cell - first_cell) % cells_per_stream_;
+        if (index >= n_kv) {
+            return uint32_t{0};
+        }
+        if (mask == nullptr) {
+            return static_cast<uint32_t>(n_tokens);
+        }
+        uint32_t seen = 0;
+        for (size_t token = 0; token < n_tokens; ++token) {
+            seen += half_to_float(row(stream, token)[index]) != -INFINITY ? 1 : 0;
+        }
+        return seen;
+    };
+    std::vector<uint32_t> ripe;
+    size_t kept = 0;
+    for (const uint32_t cell : young_) {
+        const uint32_t seen = sightings(cell);
+        age_[cell] += seen;
+        const bool can_be_coded = !is_sink(cell);
+        if (window_ > 0 || !can_be_coded) {
+            dense += seen;
+        }
+        if (age_[cell] >= std::max(window_, 1U) && can_be_coded) {
+            is_young_[cell] = 0;
+            ripe.push_back(cell);
+        } else {
+            young_[kept++] = cell;
+        }
+    }
+    young_.resize(kept);
+    counters_.pairs_coded += visible - std::min(visible, dense);
+    for (auto& [index, other] : layers_) {
+        if (other.state != Layer::State::kPassThrough) {
+            other.ripe.insert(other.ripe.end(), ripe.begin(), ripe.end());
+        }
+    }
+}
+
+// Compares the error of the first codes with what the artifact promises: a wrong artifact is caught before it harms.
+bool KvCache::has_expected_error(Layer& layer, std::span<const uint32_t> cells) {
+    constexpr size_t kEnough = 16;
+    constexpr float kTolerance = 2;
+    constexpr int32_t kFirstPositions = 4;  // attention sinks are unlike all other vectors
+    if (layer.checked || layer.expected_error_k <= 0) {
+        return true;
+    }
+    std::vector<uint32_t> sample;
+    for (const uint32_t cell : cells) {
+        if (positions_[cell] >= kFirstPositions && sample.size() < 2 * kEnough) {
+            sample.push_back(cell);
+        }
+    }
+    if (sample.size() < kEnough) {
+        return true;
+    }
+    layer.checked = true;
+    const LayerCodecs& codecs = layer.store->codecs();
+    const LayerGeometry& g = layer.store->geometry();
+    const auto error = [&](Side side) {
+        const Codec& codec = side == Side::kK ? *codecs.k : *codecs.v;
+        std::vector<float> x(codec.dim());
+        std::vector<float> decoded(codec.dim());
+        std::vector<std::byte> code(codec.code_bytes() + Codec::kCodeSlackBytes);
+        double sum = 0;
+        size_t n = 0;
+        for (const uint32_t cell : sample) {
+            for (size_t head = 0; head < g.n_head_kv; ++head) {
+                const uint16_t* row = layer.store->dense_row(side, cell) + head * x.size();
+                std::transform(row, row + x.size(), x.begin(), half_to_float);
+                if (side == Side::kK && !codecs.k_mean.empty()) {
+                    codecs.k_mean.subtract(head, &positions_[cell], 1, x.data(), x.size());
+                } else if (side == Side::kV && !codecs.v_mean.empty()) {
+                    for (size_t i = 0; i < x.size(); ++i) {
+                        x[i] -= codecs.v_mean[head * x.size() + i];
+                    }
+                }
+                codec.encode(x.data(), 1, code.data());
+                codec.decode(code.data(), 1, decoded.data());
+                double miss = 0;
+                double energy = 1e-20;
+                for (size_t i = 0; i < x.size(); ++i) {
+                    miss += (x[i] - decoded[i]) * (x[i] - decoded[i]);
+                    energy += x[i] * x[i];
+                }
+                sum += miss / energy;
+                ++n;
+            }
+        }
+        return static_cast<float>(std::sqrt(sum / static_cast<double>(n)));
+    };
+    const float error_k = error(Side::kK);
+    const float error_v = error(Side::kV);
+    if (error_k <= kTolerance * layer.expected_error_k && error_v <= kTolerance * layer.expected_error_v) {
+        return true;
+    }
+    pass_through(layer, fmt::format("its first keys and values are coded with errors {:.2f} and {:.2f}, the artifact "
+                                    "promises {:.2f} and {:.2f}; train one for this model",
+                                    error_k, error_v, layer.expected_error_k, layer.expected_error_v));
+    return false;
+}
+
+void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
+    // Between prompts each layer codes a few cells every kStagger graphs, in turn, so that every step does equal work.
+    constexpr uint64_t kStagger = 16;
+    if (layer.ripe.empty()) {
+        return;
+    }
+    if (!all && layer.ripe.size() < 2 * kStagger && (graph_ + static_cast<uint64_t>(layer.index)) % kStagger != 0) {
+        return;
+    }
+    std::sort(layer.ripe.begin(), layer.ripe.end());
+    layer.ripe.erase(std::unique(layer.ripe.begin(), layer.ripe.end()), layer.ripe.end());
+    const bool needs_position = !layer.store->codecs().k_mean.empty();
+    std::erase_if(layer.ripe, [&](uint32_t cell) {
+        return !layer.store->is_whole(cell) || is_young_[cell] != 0 ||
+               (needs_position && positions_[cell] == kUnknownPosition);
+    });
+    if (layer.ripe.empty() || !has_expected_error(layer, layer.ripe)) {
+        return;
+    }
+    const int64_t start = ggml_time_us();
+    layer.store->encode(layer.ripe, positions_.data(), team);
+    layer.store->trim();
+    counters_.encode_us += ggml_time_us() - start;
+    counters_.cells_coded += layer.ripe.size();
+    layer.ripe.clear();
+}
+
+bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
+    const ggml_tensor* q = node->src[0];
+    const ggml_tensor* k = node->src[1];
+    const ggml_tensor* v = node->src[2];
+    const ggml_tensor* mask = node->src[3];
+    const ggml_tensor* sinks = node->src[4];
+    Layer* layer_of_k = layer_of(k);
+    if (layer_of_k == nullptr || layer_of(v) != layer_of_k) {
+        for (Layer* layer : {layer_of_k, layer_of(v)}) {
+            if (layer != nullptr) {
+                pass_through(*layer, "its keys and values are not stored separately");
+            }
+        }
+        return false;
+    }
+    Layer& layer = *layer_of_k;
+    make_whole(layer);
+    if (layer.state == Layer::State::kFresh) {
+        if (const std::string reason = choose_codecs(layer, node); !reason.empty()) {
+            pass_through(layer, reason);
+        }
+        report_load();
+    }
+    if (layer.state == Layer::State::kPassThrough) {
+        return false;
+    }
+    if (q->type != GGML_TYPE_F32 || (mask != nullptr && (mask->type != GGML_TYPE_F16 || mask->ne[2] != 1))) {
+        pass_through(layer, "its attention takes a form that kvcodec does not know");
+        return false;
+    }
+    grow_older(layer, node);
+    const bool strict = options_.mode == Options::Mode::kStrict;
+    if (strict) {
+        encode_ripe(layer, true, team);
+    }
+    if (layer.state == Layer::State::kPassThrough) {
+        return false;
+    }
+
+    const int64_t start = ggml_time_us();
+    const std::vector<float> slopes = alibi_slopes(op_float(node, 1), static_cast<size_t>(q->ne[2]));
+    AttentionCall call;
+    call.q_token_stride = q->nb[1] / sizeof(float);
+    call.q_head_stride = q->nb[2] / sizeof(float);
+    call.n_tokens = static_cast<size_t>(q->ne[1]);
+    call.n_head = static_cast<size_t>(q->ne[2]);
+    call.n_cells = static_cast<size_t>(k->ne[1]);
+    call.scale = op_float(node, 0);
+    call.softcap = op_float(node, 2);
+    call.slopes = slopes.empty() ? nullptr : slopes.data();
+    call.sinks = sinks == nullptr ? nullptr : data_of<float>(sinks);
+    call.out_token_stride = node->nb[2] / sizeof(float);
+    call.out_head_stride = node->nb[1] / sizeof(float);
+    call.positions = positions_.data();
+    call.mask_stride = mask == nullptr ? 0 : mask->nb[1] / sizeof(uint16_t);
+    for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
+        call.q = reinterpret_cast<const float*>(data_of<char>(q) + stream * static_cast<int64_t>(q->nb[3]));
+        call.first_cell =
+            offset_in_root(k) / row_bytes(layer.k) + static_cast<size_t>(stream) * cells_per_stream_;
+        call.mask = mask == nullptr
+                        ? nullptr
+                        : reinterpret_cast<const uint16_t*>(data_of<char>(mask) + stream % mask->ne[3] *
+                                                                                     static_cast<int64_t>(mask->nb[3]));
+        call.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<int64_t>(node->nb[3]));
+        ++(attention_.in_code_space(*layer.store, call) ? counters_.code_space_calls : counters_.block_calls);
+        attention_.run(*layer.store, call, team);
+    }
+    counters_.attention_us += ggml_time_us() - start;
+
+    const bool prompt = call.n_tokens > 1;
+    if (!strict && !(prompt && options_.prefill == Options::Prefill::kExact)) {
+        encode_ripe(layer, prompt, team);
+    }
+    return true;
+}
+
+bool KvCache::shift(ggml_tensor* node) {
+    Layer& layer = *layer_of(node);
+    make_whole(layer);
+    if (layer.state == Layer::State::kPassThrough) {
+        return false;
+    }
+    const std::optional<RopeParams> params = read_rope(node);
+    const ggml_tensor* delta = node->src[1];
+    if (!params || root_of(node)->data != layer.k->data || static_cast<size_t>(delta->ne[0]) != n_cells_) {
+        pass_through(layer, "its keys are shifted in a way that kvcodec does not know");
+        return false;
+    }
+    const auto* deltas = data_of<int32_t>(delta);
+    if (layer.index <= shifted_layer_) {  // the first layer of a shift moves the positions that all layers share
+        for (size_t cell = 0; cell < n_cells_; ++cell) {
+            positions_[cell] += positions_[cell] == kUnknownPosition ? 0 : deltas[cell];
+        }
+    }
+    shifted_layer_ = layer.index;
+    const Rope rope(*params, static_cast<size_t>(node->ne[0]));
+    for (size_t cell = 0; cell < n_cells_; ++cell) {
+        if (deltas[cell] != 0) {
+            layer.store->shift_key(cell, deltas[cell], rope);
+        }
+    }
+    return true;
+}
+
+void KvCache::get(const ggml_tensor* tensor, void* data, size_t offset, size_t size) {
+    const Layer& layer = *layer_of(tensor);
+    const ggml_tensor* root = root_of(tensor);
+    const Side side = root->data == layer.k->data ? Side::kK : Side::kV;
+    const size_t bytes = row_bytes(root);
+    std::vector<uint16_t> row(static_cast<size_t>(root->ne[0]));
+    for (size_t at = offset_in_root(tensor) + offset, done = 0; done < size;) {
+        const size_t part = std::min(bytes - at % bytes, size - done);
+        if (layer.store == nullptr) {
+            std::fill(row.begin(), row.end(), uint16_t{0});
+        } else {
+            layer.store->read(side, at / bytes, positions_.data(), row.data());
+        }
+        std::memcpy(static_cast<char*>(data) + done, reinterpret_cast<char*>(row.data()) + at % bytes, part);
+        at += part;
+        done += part;
+    }
+}
+
+void KvCache::set(ggml_tensor* tensor, const void* data, size_t offset, size_t size) {
+    Layer& layer = *layer_of(tensor);
+    make_whole(layer);
+    const ggml_tensor* root = root_of(tensor);
+    const size_t begin = offset_in_root(tensor) + offset;
+    if (layer.state == Layer::State::kPassThrough) {
+        std::memcpy(static_cast<char*>(root->data) + begin, data, size);
+        return;
+    }
+    const Side side = root->data == layer.k->data ? Side::kK : Side::kV;
+    const size_t bytes = row_bytes(root);
+    std::vector<uint16_t> row(static_cast<size_t>(root->ne[0]));
+    for (size_t at = begin, done = 0; done < size;) {
+        const size_t cell = at / bytes;
+        const size_t part = std::min(bytes - at % bytes, size - done);
+        if (part < bytes) {
+            layer.store->read(side, cell, positions_.data(), row.data());
+        }
+        std::memcpy(reinterpret_cast<char*>(row.data()) + at % bytes, static_cast<const char*>(data) + done, part);
+        layer.store->write_half(side, cell, row.data());
+        reset_cell(cell);
+        positions_[cell] = kUnknownPosition;  // the host restores rows without their positions
+        at += part;
+        done += part;
+    }
+}
+
+bool KvCache::copy(const ggml_tensor* from, ggml_tensor* to) {
+    Layer* layer = compressed_layer_of(to);
+    if (layer == nullptr || layer->store == nullptr || layer_of(from) != layer ||
+        root_of(from)->data != root_of(to)->data || ggml_nbytes(from) != ggml_nbytes(to)) {
+        return false;
+    }
+    const size_t bytes = row_bytes(root_of(to));
+    if (offset_in_root(from) % bytes != 0 || offset_in_root(to) % bytes != 0 || ggml_nbytes(to) % bytes != 0) {
+        return false;
+    }
+    const size_t source = offset_in_root(from) / bytes;
+    const size_t target = offset_in_root(to) / bytes;
+    for (size_t i = 0; i < ggml_nbytes(to) / bytes; ++i) {
+        layer->store->copy_cell(source + i, target + i);
+        positions_[target + i] = positions_[source + i];
+        if (layer->store->is_dense(target + i)) {
+            reset_cell(target + i);
+        }
+    }
+    return true;
+}
+
+void KvCache::clear() {
+    for (auto& [index, layer] : layers_) {
+        if (layer.store != nullptr) {
+            layer.store->clear();
+        }
+        layer.ripe.clear();
+    }
+    std::fill(positions_.begin(), positions_.end(), kUnknownPosition);
+    std::fill(age_.begin(), age_.end(), 0);
+    std::fill(is_young_.begin(), is_young_.end(), uint8_t{0});
+    young_.clear();
+}
+
+void KvCache::report_load() {
+    if (reported_load_ || options_.log == Options::Log::kQuiet) {
+        return;
+    }
+    size_t compressed = 0;
+    size_t code_bytes = 0;
+    size_t dense_bytes = 0;
+    size_t dense_row_bytes = 0;
+    std::set<std::string> codecs;
+    for (const auto& [index, layer] : layers_) {
+        if (layer.state == Layer::State::kFresh) {
+            return;  // reported once every layer has been seen
+        }
+        if (layer.k == nullptr || layer.v == nullptr) {
+            continue;
+        }
+        const size_t bytes = row_bytes(layer.k) + row_bytes(layer.v);
+        dense_bytes += bytes;
+        if (layer.state == Layer::State::kCompressed) {
+            ++compressed;
+            code_bytes += layer.store->code_bytes_per_token();
+            dense_row_bytes += bytes;
+            codecs.insert(fmt::format("K {}, V {}", layer.store->codecs().k->describe(),
+                                      layer.store->codecs().v->describe()));
+        } else {
+            code_bytes += bytes;
+        }
+    }
+    reported_load_ = true;
+    if (dense_bytes == 0) {
+        return;
+    }
+    const size_t total = code_bytes * n_cells_ + dense_row_bytes * std::min<size_t>(n_cells_, window_ + sinks_) +
+                         choice_->fixed_bytes();
+    log_summary("{} of {} layers compressed ({}); rate {:.1f} % of f16; at {} tokens {:.1f} MiB in all, {:.1f} % of f16",
+             compressed, layers_.size(), codecs.empty() ? "none" : *codecs.begin(),
+             100.0 * static_cast<double>(code_bytes) / static_cast<double>(dense_bytes), n_cells_, mebibytes(total),
+             100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
+}
+
+void KvCache::report_end() {
+    if (options_.log == Options::Log::kQuiet || counters_.pairs == 0) {
+        return;
+    }
+    size_t resident = choice_->fixed_bytes() + attention_.scratch_bytes();
+    size_t coded = 0;
+    size_t dense = 0;
+    size_t f16 = 0;
+    size_t compressed = 0;
+    uint64_t rebuilt = 0;
+    for (const auto& [index, layer] : layers_) {
+        if (layer.store != nullptr) {
+            ++compressed;
+            resident += layer.store->resident_bytes();
+            coded = std::max(coded, layer.store->coded_cells());
+            dense = std::max(dense, layer.store->dense_rows());
+            rebuilt += layer.store->rows_rebuilt();
+            f16 += (row_bytes(layer.k) + row_bytes(layer.v)) *
+                   (layer.store->coded_cells() + layer.store->dense_rows());
+        }
+    }
+    if (compressed == 0) {
+        return;
+    }
+    log_summary("{} cells coded, {} dense; resident {:.2f} MiB, {:.1f} % of the {:.2f} MiB of f16; {:.1f} % of pairs read "
+             "through codes; encoding {:.0f} ms, attention {:.0f} ms ({} calls in code space, {} by blocks, {} rows "
+             "rebuilt)",
+             coded, dense, mebibytes(resident),
+             f16 == 0 ? 0.0 : 100.0 * static_cast<double>(resident) / static_cast<double>(f16), mebibytes(f16),
+             100.0 * static_cast<double>(counters_.pairs_coded) / static_cast<double>(counters_.pairs),
+             static_cast<double>(counters_.encode_us) / 1e3, static_cast<double>(counters_.attention_us) / 1e3,
+             counters_.code_space_calls, counters_.block_calls, rebuilt);
+}
+
+}  // namespace kvcodec::host

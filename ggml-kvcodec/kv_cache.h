@@ -1,0 +1,121 @@
+// The compressed cache behind one host buffer: all layers whose K and V tensors the host put there.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "ggml-backend.h"
+#include "ggml.h"
+#include "kvcodec/attend/attention.h"
+#include "kvcodec/options.h"
+#include "kvcodec/store/layer_store.h"
+#include "ggml-kvcodec/codec_choice.h"
+#include "ggml-kvcodec/op_chain.h"
+
+namespace kvcodec::host {
+
+/// One layer: its two host tensors and, while it is compressed, its store.
+///
+///     fresh -> compressed      codecs chosen at the first attention
+///     fresh or compressed -> pass-through      the host's flat f16 layout in the tensors' own memory, for good
+struct Layer {
+    enum class State : uint8_t { kFresh, kCompressed, kPassThrough };
+
+    int32_t index = -1;
+    ggml_tensor* k = nullptr;
+    ggml_tensor* v = nullptr;
+    State state = State::kFresh;
+    std::unique_ptr<LayerStore> store;
+    std::unique_ptr<RowOrigin> k_origin;
+    std::unique_ptr<RowOrigin> v_origin;
+    std::vector<uint32_t> ripe;  // cells old enough to be coded
+    float expected_error_k = 0;
+    float expected_error_v = 0;
+    bool checked = false;
+};
+
+/// What the summary line at the end reports.
+struct CacheCounters {
+    uint64_t cells_coded = 0;  ///< one layer's cells coded, summed over layers
+    uint64_t pairs = 0;        ///< (query, key) pairs attended to, one layer
+    uint64_t pairs_coded = 0;  ///< of these, keys read through codes
+    int64_t encode_us = 0;
+    int64_t attention_us = 0;
+    int64_t code_space_calls = 0;
+    int64_t block_calls = 0;
+};
+
+class KvCache {
+  public:
+    /// `memory` is the host buffer that the tensors lie in; it outlives this.
+    KvCache(const Options& options, std::shared_ptr<CodecChoice> choice, Reservation& memory);
+    ~KvCache();
+
+    /// Takes a tensor named cache_k_l<i> or cache_v_l<i> under management and hides its memory.
+    void add_root(ggml_tensor* tensor, int32_t layer, bool is_key);
+    /// The managed layer of a tensor (or of the root that it is a view of); null for others.
+    Layer* layer_of(const ggml_tensor* tensor);
+    /// The same, null as well when that layer passes through.
+    Layer* compressed_layer_of(const ggml_tensor* tensor);
+
+    /// Ops on managed tensors. False: not served; the layer has become pass-through and the host must compute the node.
+    bool set_rows(ggml_tensor* node);
+    bool flash_attn(ggml_tensor* node, Team& team);
+    bool shift(ggml_tensor* node);
+    /// Writes everything of a layer back to the flat layout that the host expects and leaves it alone from then on.
+    void pass_through(Layer& layer, const std::string& reason);
+
+    void get(const ggml_tensor* tensor, void* data, size_t offset, size_t size);
+    void set(ggml_tensor* tensor, const void* data, size_t offset, size_t size);
+    bool copy(const ggml_tensor* from, ggml_tensor* to);
+    void clear();
+    bool manages_any() const { return !layers_.empty(); }
+
+  private:
+    static constexpr int32_t kUnknownPosition = -1;
+
+    void make_whole(Layer& layer);
+    void begin_graph_if_new(const Layer& layer);
+    void note_cells(Layer& layer, const ggml_tensor* node);
+    void reset_cell(size_t cell);
+    std::string choose_codecs(Layer& layer, const ggml_tensor* node);
+    bool has_expected_error(Layer& layer, std::span<const uint32_t> cells);
+    void grow_older(const Layer& layer, const ggml_tensor* node);
+    void encode_ripe(Layer& layer, bool all, Team& team);
+    bool is_sink(size_t cell) const { return positions_[cell] >= 0 && positions_[cell] < static_cast<int32_t>(sinks_); }
+    void report_load();
+    void report_end();
+
+    Options options_;
+    std::shared_ptr<CodecChoice> choice_;
+    Reservation& memory_;
+    uint32_t window_;
+    uint32_t sinks_;
+    std::map<int32_t, Layer> layers_;
+    Attention attention_;
+    size_t n_cells_ = 0;
+    size_t cells_per_stream_ = 0;
+
+    // By cell, the same for all layers.
+    std::vector<int32_t> positions_;
+    std::vector<uint32_t> age_;
+    std::vector<uint8_t> is_young_;
+
+    std::vector<uint32_t> young_;  // cells whose age is below the window
+    int32_t last_key_layer_ = INT32_MAX;
+    uint64_t graph_ = 0;
+    bool cells_reset_ = false;
+    bool positions_read_ = false;
+    bool aged_ = false;
+    int32_t shifted_layer_ = INT32_MAX;
+    CacheCounters counters_;
+    bool reported_load_ = false;
+};
+
+/// Layer and side from a tensor's name; false if it is not a plain key or value cache.
+bool parse_cache_name(const char* name, int32_t& layer, bool& is_key);
+
+}  // namespace kvcodec::host

@@ -1,0 +1,64 @@
+// The artifact: what training makes for one model (dictionaries and means of every layer), stored beside it as GGUF.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "kvcodec/codec/rope.h"
+
+namespace kvcodec {
+
+/// K or V of one layer.
+struct SideArtifact {
+    static constexpr size_t kLevels = 8;
+
+    uint32_t dim = 0;             ///< head_dim, 1 to 1024
+    uint32_t n_atoms = 0;         ///< 2 to 32768
+    std::vector<uint16_t> atoms;  ///< [n_atoms, dim] IEEE half precision, unit L2 norm
+    std::vector<float> mean;      ///< [n_head_kv, dim]; of K: before RoPE
+    std::vector<float> levels;    ///< [kLevels] ascending magnitudes in (0, 1]: codebook of the 4-bit coefficients
+    /// sqrt(sum ||x - x̂||² / sum ||x||²) over held-out rows, mean removed, at the training sparsity.
+    float heldout_error = 0.0F;
+
+    bool operator==(const SideArtifact&) const = default;
+};
+
+struct LayerArtifact {
+    uint32_t layer = 0;  ///< index in the model; layers absent from an artifact pass through
+    uint32_t n_head_kv = 0;
+    RopeParams rope;
+    SideArtifact k;
+    SideArtifact v;
+
+    bool operator==(const LayerArtifact&) const = default;
+};
+
+struct Artifact {
+    std::string model_name;
+    std::string model_fingerprint;  ///< ModelInfo::fingerprint of the model that it was trained for
+    std::string architecture;
+    std::string training_source;  ///< what the training text was, for people
+    uint32_t training_sparsity = 0;
+    uint64_t training_tokens = 0;
+    std::vector<LayerArtifact> layers;  ///< in ascending order of `layer`
+
+    bool operator==(const Artifact&) const = default;
+};
+
+/// Writes `path` as a whole or not at all, making its folder if needed. Throws Error if that fails or if the artifact
+/// would not be accepted by read_artifact.
+void write_artifact(const Artifact& artifact, const std::string& path);
+/// Throws Error unless the file is complete and every number in it is sane.
+Artifact read_artifact(const std::string& path);
+
+/// ${XDG_CACHE_HOME:-~/.cache}/kvcodec/artifacts. Throws Error if neither XDG_CACHE_HOME nor HOME is set.
+std::string artifact_cache_dir();
+/// Where the artifact of a model with this fingerprint is kept.
+std::string default_artifact_path(const std::string& fingerprint);
+/// default_artifact_path() if there is such a file.
+std::optional<std::string> find_artifact(const std::string& fingerprint);
+
+}  // namespace kvcodec

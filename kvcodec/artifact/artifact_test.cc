@@ -1,0 +1,232 @@
+#include "kvcodec/artifact/artifact.h"
+
+#include <gtest/gtest.h>
+#include <unistd.h>
+
+#include <array>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <functional>
+#include <iterator>
+#include <limits>
+#include <optional>
+#include <string>
+
+#include "kvcodec/artifact/gguf_file.h"
+#include "kvcodec/error.h"
+#include "kvcodec/half.h"
+
+namespace kvcodec {
+namespace {
+
+namespace fs = std::filesystem;
+
+SideArtifact make_side(uint32_t dim, uint32_t n_atoms, uint32_t n_head_kv) {
+    SideArtifact side;
+    side.dim = dim;
+    side.n_atoms = n_atoms;
+    side.atoms.assign(size_t{n_atoms} * dim, 0);
+    for (uint32_t atom = 0; atom < n_atoms; ++atom) {
+        side.atoms[atom * dim + atom % dim] = float_to_half(0.6F);
+        side.atoms[atom * dim + (atom + 1) % dim] = float_to_half(-0.8F);
+    }
+    for (uint32_t i = 0; i < n_head_kv * dim; ++i) {
+        side.mean.push_back(0.5F * static_cast<float>(i) - 3.0F);
+    }
+    for (size_t i = 1; i <= SideArtifact::kLevels; ++i) {
+        side.levels.push_back(static_cast<float>(i) / SideArtifact::kLevels);
+    }
+    side.heldout_error = 0.25F;
+    return side;
+}
+
+Artifact make_artifact() {
+    LayerArtifact first;
+    first.n_head_kv = 2;
+    first.rope = {.pairing = RopeParams::Pairing::kHalves,
+                  .n_dims = 4,
+                  .n_ctx_orig = 2048,
+                  .freq_base = 1e6F,
+                  .freq_factors = {1.0F, 8.0F}};
+    first.k = make_side(4, 3, first.n_head_kv);
+    first.v = make_side(2, 2, first.n_head_kv);
+    LayerArtifact second = first;
+    second.layer = 5;
+    second.rope = {};
+    return {.model_name = "tiny",
+            .model_fingerprint = "0123456789abcdef",
+            .architecture = "llama",
+            .training_source = "text",
+            .training_sparsity = 8,
+            .training_tokens = uint64_t{1} << 40,
+            .layers = {first, second}};
+}
+
+class ArtifactTest : public testing::Test {
+  protected:
+    void SetUp() override {
+        folder_ = testing::TempDir() + "/kvcodec_artifact_" +
+                  testing::UnitTest::GetInstance()->current_test_info()->name() + std::to_string(::getpid());
+        path_ = folder_ + "/cache/a.kvc.gguf";
+    }
+    void TearDown() override { fs::remove_all(folder_); }
+
+    /// Either a usable artifact or Error; anything else fails the test.
+    bool is_accepted() {
+        try {
+            read_artifact(path_);
+            return true;
+        } catch (const Error&) {
+            return false;
+        }
+    }
+    void expect_refused(const std::function<void(Artifact&)>& damage, const std::string& why) {
+        Artifact artifact = make_artifact();
+        damage(artifact);
+        try {
+            write_artifact(artifact, path_);
+            ADD_FAILURE() << "accepted: " << why;
+        } catch (const Error& error) {
+            EXPECT_NE(std::string(error.what()).find(why), std::string::npos) << error.what();
+        }
+    }
+
+    std::string folder_;
+    std::string path_;
+};
+
+TEST_F(ArtifactTest, RoundTrip) {
+    write_artifact(make_artifact(), path_);
+    EXPECT_EQ(read_artifact(path_), make_artifact());
+}
+
+TEST_F(ArtifactTest, KeepsGgufLayout) {
+    write_artifact(make_artifact(), path_);
+    const GgufFile file(path_);
+    EXPECT_EQ(file.get_string("general.type"), "kvcodec");
+    EXPECT_EQ(file.get_uint("kvcodec.version"), 1U);
+    const GgufTensor* atoms = file.find_tensor("blk.5.k.atoms");
+    ASSERT_NE(atoms, nullptr);
+    EXPECT_EQ(atoms->type, kGgmlF16);
+    EXPECT_EQ(atoms->dims, (std::array<uint64_t, 4>{4, 3, 1, 1}));
+}
+
+TEST_F(ArtifactTest, RefusesInsaneNumbers) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    const float infinity = std::numeric_limits<float>::infinity();
+    expect_refused([](Artifact& a) { a.model_fingerprint.clear(); }, "names no model");
+    expect_refused([](Artifact& a) { a.layers.clear(); }, "no layers");
+    expect_refused([](Artifact& a) { a.layers[1].layer = 0; }, "repeated");
+    expect_refused([](Artifact& a) { a.layers[0].n_head_kv = 0; }, "0 KV heads");
+    expect_refused([](Artifact& a) { a.layers[0].n_head_kv = 3; }, "wrong size");
+    expect_refused([](Artifact& a) { a.layers[0].k = make_side(1025, 2, 2); }, "dimension 1025");
+    expect_refused([](Artifact& a) { a.layers[0].k.dim = 0; }, "dimension 0");
+    expect_refused([](Artifact& a) { a.layers[0].v = make_side(2, 1, 2); }, "1 atoms");
+    expect_refused([](Artifact& a) { a.layers[0].v = make_side(2, 32769, 2); }, "32769 atoms");
+    expect_refused([](Artifact& a) { a.layers[0].k.atoms[0] = 0x7C00; }, "atom 0");
+    expect_refused([](Artifact& a) { a.layers[0].k.atoms[1] = 0x7E00; }, "atom 0");
+    expect_refused([](Artifact& a) { a.layers[0].k.atoms[0] = float_to_half(0.62F); }, "unit norm");
+    expect_refused([&](Artifact& a) { a.layers[0].v.mean[1] = nan; }, "mean");
+    expect_refused([&](Artifact& a) { a.layers[0].v.mean[1] = infinity; }, "mean");
+    expect_refused([](Artifact& a) { a.layers[0].k.levels[0] = 0.0F; }, "levels");
+    expect_refused([](Artifact& a) { a.layers[0].k.levels[3] = a.layers[0].k.levels[2]; }, "levels");
+    expect_refused([](Artifact& a) { a.layers[0].k.levels[7] = 1.5F; }, "levels");
+    expect_refused([&](Artifact& a) { a.layers[0].k.levels[7] = nan; }, "levels");
+    expect_refused([](Artifact& a) { a.layers[0].k.levels.pop_back(); }, "wrong size");
+    expect_refused([&](Artifact& a) { a.layers[0].k.heldout_error = nan; }, "held-out");
+    expect_refused([](Artifact& a) { a.layers[0].rope.n_dims = 6; }, "rotated dimensions");
+    expect_refused([](Artifact& a) { a.layers[0].rope.n_dims = 3; }, "rotated dimensions");
+    expect_refused([](Artifact& a) { a.layers[1].rope.n_dims = 2; }, "rotated dimensions");
+    expect_refused([](Artifact& a) { a.layers[0].rope.freq_base = 0.0F; }, "positive");
+    expect_refused([&](Artifact& a) { a.layers[0].rope.beta_slow = infinity; }, "beta_slow");
+    expect_refused([](Artifact& a) { a.layers[0].rope.freq_factors.pop_back(); }, "frequency factors");
+    expect_refused([](Artifact& a) { a.layers[0].rope.freq_factors[0] = 0.0F; }, "frequency factor");
+}
+
+TEST_F(ArtifactTest, RefusesOtherFiles) {
+    GgufWriter model;
+    model.set_string("general.architecture", "llama");
+    fs::create_directories(folder_);
+    model.write(folder_ + "/model.gguf");
+    EXPECT_THROW(read_artifact(folder_ + "/model.gguf"), Error);
+    GgufWriter newer;
+    newer.set_string("general.type", "kvcodec");
+    newer.set_u32("kvcodec.version", 2);
+    newer.write(folder_ + "/newer.gguf");
+    try {
+        read_artifact(folder_ + "/newer.gguf");
+        ADD_FAILURE() << "accepted version 2";
+    } catch (const Error& error) {
+        EXPECT_NE(std::string(error.what()).find("version is 2"), std::string::npos) << error.what();
+    }
+}
+
+TEST_F(ArtifactTest, SurvivesEveryTruncation) {
+    write_artifact(make_artifact(), path_);
+    const size_t whole = fs::file_size(path_);
+    for (size_t length = whole; length-- > 0;) {
+        fs::resize_file(path_, length);
+        // The last tensor's padding is the only part that nothing needs.
+        if (is_accepted()) {
+            ASSERT_GT(length + 32, whole);
+        }
+    }
+}
+
+TEST_F(ArtifactTest, SurvivesEveryDamagedByte) {
+    write_artifact(make_artifact(), path_);
+    std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
+    const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+    const auto put = [&](size_t i, char byte) {
+        file.seekp(static_cast<std::streamoff>(i));
+        file.put(byte).flush();
+    };
+    for (size_t i = 0; i < bytes.size(); ++i) {
+        for (const int mask : {0x01, 0x40, 0x80, 0xFF}) {
+            put(i, static_cast<char>(bytes[i] ^ mask));
+            is_accepted();
+        }
+        put(i, bytes[i]);
+    }
+    EXPECT_EQ(read_artifact(path_), make_artifact());
+}
+
+class CacheFolderTest : public testing::Test {
+  protected:
+    void SetUp() override { folder_ = testing::TempDir() + "/kvcodec_cache_" + std::to_string(::getpid()); }
+    void TearDown() override {
+        restore("XDG_CACHE_HOME", cache_);
+        restore("HOME", home_);
+        fs::remove_all(folder_);
+    }
+
+    static std::optional<std::string> saved(const char* name) {
+        const char* value = std::getenv(name);
+        return value != nullptr ? std::optional<std::string>(value) : std::nullopt;
+    }
+    static void restore(const char* name, const std::optional<std::string>& value) {
+        value ? ::setenv(name, value->c_str(), 1) : ::unsetenv(name);
+    }
+
+    std::optional<std::string> cache_ = saved("XDG_CACHE_HOME");
+    std::optional<std::string> home_ = saved("HOME");
+    std::string folder_;
+};
+
+TEST_F(CacheFolderTest, FollowsXdg) {
+    ::setenv("XDG_CACHE_HOME", folder_.c_str(), 1);
+    EXPECT_EQ(artifact_cache_dir(), folder_ + "/kvcodec/artifacts");
+    EXPECT_EQ(find_artifact("abc"), std::nullopt);
+    write_artifact(make_artifact(), default_artifact_path("abc"));
+    EXPECT_EQ(find_artifact("abc"), folder_ + "/kvcodec/artifacts/abc.kvc.gguf");
+
+    ::unsetenv("XDG_CACHE_HOME");
+    ::setenv("HOME", "/home/x", 1);
+    EXPECT_EQ(artifact_cache_dir(), "/home/x/.cache/kvcodec/artifacts");
+    ::unsetenv("HOME");
+    EXPECT_THROW(artifact_cache_dir(), Error);
+}
+
+}  // namespace
+}  // namespace kvcodec

@@ -1,0 +1,530 @@
+#include "kvcodec/attend/attention.h"
+
+#include <algorithm>
+#include <array>
+#include <atomic>
+#include <cmath>
+
+#include "kvcodec/attend/gemm.h"
+#include "kvcodec/attend/softmax.h"
+#include "kvcodec/half.h"
+
+namespace kvcodec {
+namespace {
+
+constexpr size_t kBlock = LayerStore::kBlock;
+constexpr uint16_t kHalfMinusInfinity = 0xFC00;
+
+using Rows = std::array<uint16_t, kBlock>;
+
+size_t pad_lanes(size_t lanes) {
+    const size_t multiple = lanes <= 4 ? 4 : lanes <= 8 ? 8 : 16;
+    return (lanes + multiple - 1) / multiple * multiple;
+}
+
+// Hands out consecutive pieces of one allocation, each on a cache line of its own.
+class Arena {
+  public:
+    static constexpr size_t kAlignFloats = 16;
+    explicit Arena(float* data) : data_(data) {}
+    float* take(size_t n) {
+        float* piece = data_ + used_;
+        used_ += round_up(n);
+        return piece;
+    }
+    size_t used() const { return used_; }
+    static size_t round_up(size_t n) { return (n + kAlignFloats - 1) / kAlignFloats * kAlignFloats; }
+
+  private:
+    float* data_;
+    size_t used_ = 0;
+};
+
+float* aligned(std::vector<float>& memory, size_t n) {
+    if (memory.size() < n + Arena::kAlignFloats) {
+        memory.resize(n + Arena::kAlignFloats);
+    }
+    const auto address = reinterpret_cast<uintptr_t>(memory.data());
+    return memory.data() + (64 - address % 64) % 64 / sizeof(float);
+}
+
+const uint16_t* mask_row(const AttentionCall& call, size_t token, size_t first) {
+    return call.mask + token * call.mask_stride + first;
+}
+
+float slope_of(const AttentionCall& call, size_t head) { return call.slopes == nullptr ? 1.0F : call.slopes[head]; }
+
+// The queries of one KV head: lane = head in group * n_tokens + token, zero beyond.
+struct Lanes {
+    size_t first_head;
+    size_t group;
+    size_t first_token;
+    size_t n_tokens;
+    size_t padded;
+
+    size_t count() const { return group * n_tokens; }
+    const float* q(const AttentionCall& call, size_t lane) const {
+        return call.q + (first_head + lane / n_tokens) * call.q_head_stride +
+               (first_token + lane % n_tokens) * call.q_token_stride;
+    }
+    float* out(const AttentionCall& call, size_t lane) const {
+        return call.out + (first_head + lane / n_tokens) * call.out_head_stride +
+               (first_token + lane % n_tokens) * call.out_token_stride;
+    }
+};
+
+// Which cells of a block any of the tokens sees, and the bias that the others get.
+class BlockMask {
+  public:
+    // bias_memory: [kBlock, lanes.padded] floats.
+    BlockMask(const AttentionCall& call, const Lanes& lanes, float* bias_memory)
+        : call_(call), lanes_(lanes), bias_(bias_memory) {}
+
+    // Looks at cells [first, first + n) of the stream; false when nobody sees any of them.
+    bool look(size_t first, size_t n) {
+        first_ = first;
+        n_rows_ = 0;
+        mixed_ = call_.slopes != nullptr && call_.mask != nullptr;
+        if (call_.mask == nullptr) {
+            for (size_t row = 0; row < n; ++row) {
+                rows_[n_rows_++] = static_cast<uint16_t>(row);
+            }
+            return true;
+        }
+        std::array<float, kBlock> widened;
+        uint64_t seen = 0;
+        for (size_t token = 0; token < lanes_.n_tokens; ++token) {
+            const uint16_t* mask = mask_row(call_, lanes_.first_token + token, first);
+            switch (widen_mask(mask, n, 1.0F, widened.data())) {
+                case MaskKind::kHidden:
+                    mixed_ = true;
+                    break;
+                case MaskKind::kOpen:
+                    seen |= n == kBlock ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
+                    break;
+                case MaskKind::kMixed:
+                    mixed_ = true;
+                    for (size_t row = 0; row < n; ++row) {
+                        seen |= static_cast<uint64_t>(mask[row] != kHalfMinusInfinity) << row;
+                    }
+                    break;
+            }
+        }
+        for (size_t row = 0; row < n; ++row) {
+            if (((seen >> row) & 1) != 0) {
+                rows_[n_rows_++] = static_cast<uint16_t>(row);
+            }
+        }
+        return n_rows_ > 0;
+    }
+
+    std::span<uint16_t> rows() { return {rows_.data(), n_rows_}; }
+
+    // [rows().size(), lanes] in the present order of rows(), or null when every row is open to every lane.
+    const float* bias() const {
+        if (!mixed_) {
+            return nullptr;
+        }
+        for (size_t token = 0; token < lanes_.n_tokens; ++token) {
+            const uint16_t* mask = mask_row(call_, lanes_.first_token + token, first_);
+            for (size_t i = 0; i < n_rows_; ++i) {
+                const float value = half_to_float(mask[rows_[i]]);
+                for (size_t g = 0; g < lanes_.group; ++g) {
+                    bias_[i * lanes_.padded + g * lanes_.n_tokens + token] =
+                        value * slope_of(call_, lanes_.first_head + g);
+                }
+            }
+        }
+        for (size_t i = 0; i < n_rows_; ++i) {
+            std::fill(bias_ + i * lanes_.padded + lanes_.count(), bias_ + (i + 1) * lanes_.padded, 0.0F);
+        }
+        return bias_;
+    }
+
+  private:
+    const AttentionCall& call_;
+    const Lanes& lanes_;
+    float* bias_;
+    Rows rows_;
+    size_t n_rows_ = 0;
+    size_t first_ = 0;
+    bool mixed_ = false;
+};
+
+// Softmax state of some lanes: the maximum score, the sum of weights, and the weight that went to coded rows.
+struct Running {
+    float* max;
+    float* sum;
+    float* coded;
+
+    static size_t floats(size_t lanes) { return 3 * Arena::round_up(lanes); }
+    void reset(size_t lanes) const {
+        std::fill_n(max, lanes, -INFINITY);
+        std::fill_n(sum, lanes, 0.0F);
+        std::fill_n(coded, lanes, 0.0F);
+    }
+};
+
+Running take_running(Arena& arena, size_t lanes) {
+    float* max = arena.take(lanes);
+    float* sum = arena.take(lanes);
+    return {max, sum, arena.take(lanes)};
+}
+
+// Adds the sink logit of each lane's head to the softmax; returns the factor for what was accumulated so far.
+float join_sink(const AttentionCall& call, const Lanes& lanes, size_t lane, float max, float& sum) {
+    if (call.sinks == nullptr) {
+        return 1;
+    }
+    const float sink = call.sinks[lanes.first_head + lane / lanes.n_tokens];
+    if (sink <= max) {
+        sum += std::exp(sink - max);
+        return 1;
+    }
+    const float factor = std::exp(max - sink);
+    sum = sum * factor + 1;
+    return factor;
+}
+
+void add_weights(const float* p, size_t m, size_t lanes, float* total) {
+    for (size_t i = 0; i < m; ++i) {
+        for (size_t lane = 0; lane < lanes; ++lane) {
+            total[lane] += p[i * lanes + lane];
+        }
+    }
+}
+
+}  // namespace
+
+bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call) const {
+    const LayerGeometry& g = store.geometry();
+    const size_t lanes = pad_lanes(call.n_head / g.n_head_kv * call.n_tokens);
+    if (lanes > kMaxCodeLanes) {
+        return false;
+    }
+    if (crossover_ >= 0) {
+        return call.n_cells >= static_cast<size_t>(crossover_);
+    }
+    const Codec& k = *store.codecs().k;
+    const Codec& v = *store.codecs().v;
+    if (k.nonzeros() == k.space() && v.nonzeros() == v.space()) {
+        return true;  // dense codes: tables are as small as the queries
+    }
+    // Multiply-adds of either way. A sparse one costs about four dense ones: it is a load, an add and a store.
+    constexpr size_t kSparseCost = 4;
+    const size_t tables = (k.space() * g.dim_k + v.space() * g.dim_v) * lanes;
+    const size_t coded_row = (k.nonzeros() + v.nonzeros()) * lanes * kSparseCost;
+    const size_t rebuilt_row = k.nonzeros() * g.dim_k + v.nonzeros() * g.dim_v + (g.dim_k + g.dim_v) * lanes;
+    return call.n_cells * rebuilt_row > call.n_cells * coded_row + tables;
+}
+
+void Attention::run(const LayerStore& store, const AttentionCall& call, Team& team) {
+    if (in_code_space(store, call)) {
+        run_code_space(store, call, team);
+    } else {
+        run_blocks(store, call, team);
+    }
+}
+
+void Attention::run_code_space(const LayerStore& store, const AttentionCall& call, Team& team) {
+    const LayerGeometry& geometry = store.geometry();
+    const LayerCodecs& codecs = store.codecs();
+    const size_t n_heads = geometry.n_head_kv;
+    const size_t group = call.n_head / n_heads;
+    const size_t lanes = pad_lanes(group * call.n_tokens);
+    const size_t n_blocks = (call.n_cells + kBlock - 1) / kBlock;
+    const size_t n_members = team.size();
+    const size_t space_k = codecs.k->space();
+    const size_t space_v = codecs.v->space();
+    const bool has_k_mean = !codecs.k_mean.empty();
+    const auto lanes_of = [&](size_t head) { return Lanes{head * group, group, 0, call.n_tokens, lanes}; };
+
+    struct Head {
+        float* q;           // [lanes, dim_k], scaled
+        float* transposed;  // [dim_k, lanes]
+        float* table;       // [space_k, lanes]
+        float* mean;        // prepared mean of K
+        float* out;         // [lanes, dim_v]
+    };
+    struct Partial {  // one member's share of one head
+        Running running;
+        float* acc;    // [space_v, lanes]
+        float* dense;  // [dim_v, lanes]
+    };
+    const size_t mean_floats = has_k_mean ? codecs.k_mean.prepared_floats(lanes) : 0;
+    const size_t head_floats = Arena::round_up(lanes * geometry.dim_k) * 2 + Arena::round_up(space_k * lanes) +
+                               Arena::round_up(mean_floats) + Arena::round_up(lanes * geometry.dim_v);
+    const size_t partial_floats = Running::floats(lanes) + Arena::round_up(space_v * lanes) +
+                                  Arena::round_up(geometry.dim_v * lanes);
+    const size_t member_floats = 2 * Arena::round_up(kBlock * lanes) +
+                                 Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
+                                 Arena::round_up(lanes);
+    const size_t n_partials = n_heads + n_members;
+    Arena arena(aligned(scratch_, n_heads * head_floats + n_partials * partial_floats + n_members * member_floats));
+    std::vector<Head> heads;
+    for (size_t head = 0; head < n_heads; ++head) {
+        float* q = arena.take(lanes * geometry.dim_k);
+        float* transposed = arena.take(lanes * geometry.dim_k);
+        float* table = arena.take(space_k * lanes);
+        float* mean = arena.take(mean_floats);
+        heads.push_back({q, transposed, table, mean, arena.take(lanes * geometry.dim_v)});
+    }
+    std::vector<Partial> partials;
+    for (size_t i = 0; i < n_partials; ++i) {
+        const Running running = take_running(arena, lanes);
+        float* acc = arena.take(space_v * lanes);
+        partials.push_back({running, acc, arena.take(geometry.dim_v * lanes)});
+    }
+    std::vector<float*> member_scratch;
+    for (size_t i = 0; i < n_members; ++i) {
+        member_scratch.push_back(arena.take(member_floats));
+    }
+    // Member i works on items [begin(i), begin(i + 1)) of (head, block); its share of head h is partial i + h.
+    const auto begin = [&](size_t member) { return member * n_heads * n_blocks / n_members; };
+    const auto shares = [&](size_t head, const auto& use) {
+        for (size_t member = 0; member < n_members; ++member) {
+            if (begin(member) < (head + 1) * n_blocks && begin(member + 1) > head * n_blocks) {
+                use(partials[member + head]);
+            }
+        }
+    };
+
+    team.run([&](size_t member) {
+        // 1. Queries and tables. Every member fills its slice of every head's table.
+        const auto slice = [&](size_t n, size_t multiple) {
+            const size_t units = (n + multiple - 1) / multiple;
+            return std::pair(std::min(n, member * units / n_members * multiple),
+                             std::min(n, (member + 1) * units / n_members * multiple));
+        };
+        for (size_t head = member; head < n_heads; head += n_members) {
+            const Lanes lane_set = lanes_of(head);
+            std::fill_n(heads[head].q, lanes * geometry.dim_k, 0.0F);
+            for (size_t lane = 0; lane < lane_set.count(); ++lane) {
+                const float* q = lane_set.q(call, lane);
+                for (size_t i = 0; i < geometry.dim_k; ++i) {
+                    heads[head].q[lane * geometry.dim_k + i] = q[i] * call.scale;
+                }
+            }
+            for (size_t lane = 0; lane < lanes; ++lane) {
+                for (size_t i = 0; i < geometry.dim_k; ++i) {
+                    heads[head].transposed[i * lanes + lane] = heads[head].q[lane * geometry.dim_k + i];
+                }
+            }
+            if (has_k_mean) {
+                codecs.k_mean.prepare(head, heads[head].q, lanes, heads[head].mean);
+            }
+        }
+        team.barrier();
+        const auto [table_begin, table_end] = slice(space_k, 16);
+        for (size_t head = 0; head < n_heads && table_begin < table_end; ++head) {
+            codecs.k->prepare(heads[head].q, lanes, table_begin, table_end, heads[head].table);
+        }
+        team.barrier();
+
+        // 2. Scores, weights and values of this member's blocks.
+        Arena own(member_scratch[member]);
+        float* s = own.take(kBlock * lanes);
+        float* bias_memory = own.take(kBlock * lanes);
+        float* rows_memory = own.take(kBlock * std::max(geometry.dim_k, geometry.dim_v));
+        float* correction = own.take(lanes);
+        const size_t first_head = begin(member) / n_blocks;
+        for (size_t head = first_head; head < n_heads && begin(member + 1) > head * n_blocks; ++head) {
+            const Lanes lane_set = lanes_of(head);
+            const Partial& partial = partials[member + head];
+            partial.running.reset(lanes);
+            std::fill_n(partial.acc, space_v * lanes, 0.0F);
+            std::fill_n(partial.dense, geometry.dim_v * lanes, 0.0F);
+            BlockMask mask(call, lane_set, bias_memory);
+            const size_t last = std::min(begin(member + 1), (head + 1) * n_blocks) - head * n_blocks;
+            for (size_t b = std::max(begin(member), head * n_blocks) - head * n_blocks; b < last; ++b) {
+                const size_t first = b * kBlock;
+                if (!mask.look(first, std::min(kBlock, call.n_cells - first))) {
+                    continue;
+                }
+                const size_t first_cell = call.first_cell + first;
+                const size_t block = first_cell / kBlock;
+                const std::span<uint16_t> rows = mask.rows();
+                const auto coded_end = std::stable_partition(rows.begin(), rows.end(), [&](uint16_t row) {
+                    return store.is_coded(first_cell + row) && store.shift(first_cell + row) == 0;
+                });
+                const std::span<const uint16_t> coded(rows.begin(), coded_end);
+                const std::span<const uint16_t> dense(coded_end, rows.end());
+                if (!coded.empty()) {
+                    codecs.k->score(heads[head].table, lanes, store.codes(Side::kK, block, head), coded, s);
+                    if (has_k_mean) {
+                        std::array<int32_t, kBlock> position;
+                        for (size_t i = 0; i < coded.size(); ++i) {
+                            position[i] = call.positions[first_cell + coded[i]];
+                        }
+                        codecs.k_mean.score(heads[head].mean, lanes, position.data(), coded.size(), s);
+                    }
+                }
+                if (!dense.empty()) {
+                    store.gather(Side::kK, block, head, dense, call.positions, rows_memory);
+                    gemm_scores(rows_memory, dense.size(), geometry.dim_k, heads[head].transposed, lanes,
+                                s + coded.size() * lanes);
+                }
+                const float* bias = mask.bias();
+                if (bias != nullptr || call.softcap != 0) {
+                    scale_and_mask(s, rows.size(), lanes, 1.0F, call.softcap, bias);
+                }
+                if (softmax_step(s, rows.size(), lanes, partial.running.max, partial.running.sum, correction)) {
+                    scale_lanes(partial.acc, space_v, lanes, correction);
+                    scale_lanes(partial.dense, geometry.dim_v, lanes, correction);
+                    scale_lanes(partial.running.coded, 1, lanes, correction);
+                }
+                if (!coded.empty()) {
+                    codecs.v->accumulate(s, lanes, store.codes(Side::kV, block, head), coded, partial.acc);
+                    add_weights(s, coded.size(), lanes, partial.running.coded);
+                }
+                if (!dense.empty()) {
+                    store.gather(Side::kV, block, head, dense, call.positions, rows_memory);
+                    gemm_values(rows_memory, dense.size(), geometry.dim_v, s + coded.size() * lanes, lanes,
+                                partial.dense);
+                }
+            }
+        }
+        team.barrier();
+
+        // 3. Each head's shares become one: scaled to the common maximum, summed into the first.
+        for (size_t head = member; head < n_heads; head += n_members) {
+            const Lanes lane_set = lanes_of(head);
+            std::vector<float> top(lanes, -INFINITY);
+            shares(head, [&](const Partial& share) {
+                for (size_t lane = 0; lane < lanes; ++lane) {
+                    top[lane] = std::max(top[lane], share.running.max[lane]);
+                }
+            });
+            const Partial* first_share = nullptr;
+            shares(head, [&](const Partial& share) {
+                std::vector<float> factor(lanes);
+                for (size_t lane = 0; lane < lanes; ++lane) {
+                    factor[lane] = share.running.max[lane] == -INFINITY
+                                       ? 0.0F
+                                       : std::exp(share.running.max[lane] - top[lane]);
+                }
+                scale_lanes(share.acc, space_v, lanes, factor.data());
+                scale_lanes(share.dense, geometry.dim_v, lanes, factor.data());
+                scale_lanes(share.running.sum, 1, lanes, factor.data());
+                scale_lanes(share.running.coded, 1, lanes, factor.data());
+                if (first_share == nullptr) {
+                    first_share = &share;
+                    return;
+                }
+                const auto add = [](const float* from, size_t n, float* to) {
+                    for (size_t i = 0; i < n; ++i) {
+                        to[i] += from[i];
+                    }
+                };
+                add(share.acc, space_v * lanes, first_share->acc);
+                add(share.dense, geometry.dim_v * lanes, first_share->dense);
+                add(share.running.sum, lanes, first_share->running.sum);
+                add(share.running.coded, lanes, first_share->running.coded);
+            });
+            for (size_t lane = 0; lane < lane_set.count(); ++lane) {
+                float& sum = first_share->running.sum[lane];
+                const float factor = join_sink(call, lane_set, lane, top[lane], sum);
+                // From here on `max` holds what turns accumulated values into the output.
+                first_share->running.max[lane] = sum > 0 ? factor / sum : 0.0F;
+            }
+        }
+        team.barrier();
+
+        // 4. Expansion out of code space; every member does its slice of head_dim of every head.
+        const auto [dim_begin, dim_end] = slice(geometry.dim_v, 16);
+        for (size_t head = 0; head < n_heads && dim_begin < dim_end; ++head) {
+            const Lanes lane_set = lanes_of(head);
+            const Partial* total = nullptr;
+            shares(head, [&](const Partial& share) { total = total == nullptr ? &share : total; });
+            float* out = heads[head].out;
+            for (size_t lane = 0; lane < lanes; ++lane) {
+                const float coded = total->running.coded[lane];
+                for (size_t i = dim_begin; i < dim_end; ++i) {
+                    const float mean = codecs.v_mean.empty() ? 0.0F : codecs.v_mean[head * geometry.dim_v + i];
+                    out[lane * geometry.dim_v + i] = total->dense[i * lanes + lane] + coded * mean;
+                }
+            }
+            codecs.v->finish(total->acc, lanes, dim_begin, dim_end, out);
+            for (size_t lane = 0; lane < lane_set.count(); ++lane) {
+                float* to = lane_set.out(call, lane);
+                for (size_t i = dim_begin; i < dim_end; ++i) {
+                    to[i] = out[lane * geometry.dim_v + i] * total->running.max[lane];
+                }
+            }
+        }
+    });
+}
+
+void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, Team& team) {
+    // Lanes of one tile: enough that decoding a block is a small share, few enough that the tile stays in level 2.
+    constexpr size_t kTileLanes = 384;
+    const LayerGeometry& geometry = store.geometry();
+    const size_t group = call.n_head / geometry.n_head_kv;
+    const size_t per_member = (call.n_tokens * geometry.n_head_kv + team.size() - 1) / team.size();
+    const size_t tile_tokens = std::clamp<size_t>(std::min(kTileLanes / group, per_member), 1, call.n_tokens);
+    const size_t n_tiles = (call.n_tokens + tile_tokens - 1) / tile_tokens;
+    const size_t max_lanes = pad_lanes(group * tile_tokens);
+    const size_t member_floats =
+        Arena::round_up(max_lanes * geometry.dim_k) + Arena::round_up(max_lanes * geometry.dim_v) +
+        2 * Arena::round_up(kBlock * max_lanes) + Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
+        Running::floats(max_lanes) + Arena::round_up(max_lanes);
+    float* memory = aligned(scratch_, member_floats * team.size());
+
+    std::atomic<size_t> next = 0;
+    team.run([&](size_t member) {
+        Arena arena(memory + member * member_floats);
+        float* q = arena.take(max_lanes * geometry.dim_k);    // [dim_k, lanes]
+        float* out = arena.take(max_lanes * geometry.dim_v);  // [dim_v, lanes]
+        float* s = arena.take(kBlock * max_lanes);
+        float* bias_memory = arena.take(kBlock * max_lanes);
+        float* rows_memory = arena.take(kBlock * std::max(geometry.dim_k, geometry.dim_v));
+        const Running running = take_running(arena, max_lanes);
+        float* correction = arena.take(max_lanes);
+        for (size_t task = next++; task < n_tiles * geometry.n_head_kv; task = next++) {
+            const size_t head = task % geometry.n_head_kv;
+            const size_t first_token = (n_tiles - 1 - task / geometry.n_head_kv) * tile_tokens;
+            const size_t n_tokens = std::min(tile_tokens, call.n_tokens - first_token);
+            const Lanes lane_set{head * group, group, first_token, n_tokens, pad_lanes(group * n_tokens)};
+            const size_t lanes = lane_set.padded;
+            running.reset(lanes);
+            std::fill_n(q, geometry.dim_k * lanes, 0.0F);
+            std::fill_n(out, geometry.dim_v * lanes, 0.0F);
+            for (size_t lane = 0; lane < lane_set.count(); ++lane) {
+                const float* from = lane_set.q(call, lane);
+                for (size_t i = 0; i < geometry.dim_k; ++i) {
+                    q[i * lanes + lane] = from[i] * call.scale;
+                }
+            }
+            BlockMask mask(call, lane_set, bias_memory);
+            for (size_t first = 0; first < call.n_cells; first += kBlock) {
+                if (!mask.look(first, std::min(kBlock, call.n_cells - first))) {
+                    continue;
+                }
+                const size_t block = (call.first_cell + first) / kBlock;
+                const std::span<const uint16_t> rows = mask.rows();
+                store.gather(Side::kK, block, head, rows, call.positions, rows_memory);
+                gemm_scores(rows_memory, rows.size(), geometry.dim_k, q, lanes, s);
+                const float* bias = mask.bias();
+                if (bias != nullptr || call.softcap != 0) {
+                    scale_and_mask(s, rows.size(), lanes, 1.0F, call.softcap, bias);
+                }
+                if (softmax_step(s, rows.size(), lanes, running.max, running.sum, correction)) {
+                    scale_lanes(out, geometry.dim_v, lanes, correction);
+                }
+                store.gather(Side::kV, block, head, rows, call.positions, rows_memory);
+                gemm_values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
+            }
+            for (size_t lane = 0; lane < lane_set.count(); ++lane) {
+                float sum = running.sum[lane];
+                const float factor = join_sink(call, lane_set, lane, running.max[lane], sum);
+                const float scale = sum > 0 ? factor / sum : 0.0F;
+                float* to = lane_set.out(call, lane);
+                for (size_t i = 0; i < geometry.dim_v; ++i) {
+                    to[i] = out[i * lanes + lane] * scale;
+                }
+            }
+        }
+    });
+}
+
+}  // namespace kvcodec

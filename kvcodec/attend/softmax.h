@@ -1,0 +1,27 @@
+// Running softmax over blocks of scores, lanes contiguous (online softmax, arXiv 2205.14135).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvcodec {
+
+/// s[m, lanes] <- s * scale, soft-capped when softcap != 0, plus bias [m, lanes] when it is not null (-inf hides).
+void scale_and_mask(float* s, size_t m, size_t lanes, float scale, float softcap, const float* bias);
+
+/// s[m, lanes] <- exp(s - max) with the running maximum of each lane updated first; sum[lanes] is rescaled and
+/// extended; correction[lanes] = what the caller must multiply earlier accumulations by. Returns whether any
+/// correction differs from 1. Lanes whose every score so far is -inf keep weight 0.
+bool softmax_step(float* s, size_t m, size_t lanes, float* max, float* sum, float* correction);
+
+/// x[rows, lanes] *= factor[lanes].
+void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor);
+
+/// Half-precision mask values widened: bias[i] = slope * mask[i]; returns 0 if all are -inf, 1 if all are 0, else 2.
+enum class MaskKind : uint8_t { kHidden, kOpen, kMixed };
+MaskKind widen_mask(const uint16_t* mask, size_t n, float slope, float* bias);
+
+/// How many of n half-precision mask values are not -inf.
+size_t count_visible(const uint16_t* mask, size_t n);
+
+}  // namespace kvcodec

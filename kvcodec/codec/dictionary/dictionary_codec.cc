@@ -1,0 +1,371 @@
+#include "kvcodec/codec/dictionary/dictionary_codec.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "kvcodec/error.h"
+#include "kvcodec/half.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcodec/codec/dictionary/dictionary_codec.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcodec {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Half-precision atom elements widened to the lanes of D.
+template <class D>
+HWY_INLINE hn::Vec<D> load_half(D d, const uint16_t* half) {
+    const hn::Rebind<hwy::float16_t, D> dh;
+    return hn::PromoteTo(d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(half)));
+}
+
+void widen_atoms(const uint16_t* half, size_t n, float* wide) {
+    const hn::ScalableTag<float> d;
+    const size_t width = hn::Lanes(d);
+    size_t i = 0;
+    for (; i + width <= n; i += width) {
+        hn::StoreU(load_half(d, half + i), d, wide + i);
+    }
+    for (; i < n; ++i) {
+        wide[i] = half_to_float(half[i]);
+    }
+}
+
+// x += factor * atom over dim elements.
+HWY_INLINE void add_atom(const uint16_t* atom, float factor, size_t begin, size_t end, float* x) {
+    const hn::ScalableTag<float> d;
+    const size_t width = hn::Lanes(d);
+    const auto f = hn::Set(d, factor);
+    size_t i = begin;
+    for (; i + width <= end; i += width) {
+        hn::StoreU(hn::MulAdd(f, load_half(d, atom + i), hn::LoadU(d, x + i)), d, x + i);
+    }
+    for (; i < end; ++i) {
+        x[i] += factor * half_to_float(atom[i]);
+    }
+}
+
+void decode_rows(const uint16_t* atoms, size_t dim, const uint32_t* offset, const float* coefficient, size_t stride,
+                 size_t sparsity, size_t n, float* x) {
+    std::fill_n(x, n * dim, 0.0F);
+    for (size_t row = 0; row < n; ++row) {
+        for (size_t i = 0; i < sparsity; ++i) {
+            add_atom(atoms + offset[row * stride + i], coefficient[row * stride + i], 0, dim, x + row * dim);
+        }
+    }
+}
+
+// table[atom, lanes] = q . atom. q is transposed to [dim, lanes]; kAtoms atoms share its loads.
+template <class D, size_t kAtoms>
+HWY_INLINE void prepare_atoms(D d, const float* wide, size_t dim, const float* q, size_t lanes, float* table) {
+    hn::Vec<D> sum[kAtoms];
+    for (size_t a = 0; a < kAtoms; ++a) {
+        sum[a] = hn::Zero(d);
+    }
+    for (size_t i = 0; i < dim; ++i) {
+        const auto lane = hn::LoadU(d, q + i * lanes);
+        for (size_t a = 0; a < kAtoms; ++a) {
+            sum[a] = hn::MulAdd(hn::Set(d, wide[a * dim + i]), lane, sum[a]);
+        }
+    }
+    for (size_t a = 0; a < kAtoms; ++a) {
+        hn::StoreU(sum[a], d, table + a * lanes);
+    }
+}
+
+template <class D>
+HWY_INLINE void prepare_column(D d, const float* wide, size_t n_atoms, size_t dim, const float* q, size_t lanes,
+                               float* table) {
+    size_t atom = 0;
+    for (; atom + 8 <= n_atoms; atom += 8) {
+        prepare_atoms<D, 8>(d, wide + atom * dim, dim, q, lanes, table + atom * lanes);
+    }
+    for (; atom < n_atoms; ++atom) {
+        prepare_atoms<D, 1>(d, wide + atom * dim, dim, q, lanes, table + atom * lanes);
+    }
+}
+
+void prepare_table(const uint16_t* atoms, size_t n_atoms, size_t dim, const float* q_transposed, size_t lanes,
+                   float* scratch, float* table) {
+    const hn::ScalableTag<float> wide_tag;
+    const hn::CappedTag<float, 4> narrow_tag;
+    widen_atoms(atoms, n_atoms * dim, scratch);
+    size_t lane = 0;
+    for (; lane + hn::Lanes(wide_tag) <= lanes; lane += hn::Lanes(wide_tag)) {
+        prepare_column(wide_tag, scratch, n_atoms, dim, q_transposed + lane, lanes, table + lane);
+    }
+    for (; lane < lanes; lane += hn::Lanes(narrow_tag)) {
+        prepare_column(narrow_tag, scratch, n_atoms, dim, q_transposed + lane, lanes, table + lane);
+    }
+}
+
+// s[row, lanes] = sum_i coefficient_i * table[index_i, lanes], kVectors vectors of lanes at a time.
+template <class D, size_t kVectors>
+HWY_INLINE void score_lanes(D d, const float* HWY_RESTRICT table, const uint32_t* HWY_RESTRICT offset,
+                            const float* HWY_RESTRICT coefficient, size_t stride, size_t sparsity, size_t n,
+                            size_t lanes, float* HWY_RESTRICT s) {
+    using V = hn::Vec<D>;
+    const size_t width = hn::Lanes(d);
+    for (size_t row = 0; row < n; ++row, offset += stride, coefficient += stride) {
+        V sum[2][kVectors];  // two chains hide the latency of the additions
+        for (size_t v = 0; v < kVectors; ++v) {
+            sum[0][v] = hn::Zero(d);
+            sum[1][v] = hn::Zero(d);
+        }
+        for (size_t i = 0; i < sparsity; i += 2) {
+            for (size_t chain = 0; chain < 2; ++chain) {
+                const float* entry = table + offset[i + chain];
+                const V factor = hn::Set(d, coefficient[i + chain]);
+                for (size_t v = 0; v < kVectors; ++v) {
+                    sum[chain][v] = hn::MulAdd(factor, hn::LoadU(d, entry + v * width), sum[chain][v]);
+                }
+            }
+        }
+        for (size_t v = 0; v < kVectors; ++v) {
+            hn::StoreU(sum[0][v] + sum[1][v], d, s + row * lanes + v * width);
+        }
+    }
+}
+
+// acc[index_i, lanes] += coefficient_i * p[row, lanes].
+template <class D, size_t kVectors>
+HWY_INLINE void accumulate_lanes(D d, const float* HWY_RESTRICT p, const uint32_t* HWY_RESTRICT offset,
+                                 const float* HWY_RESTRICT coefficient, size_t stride, size_t sparsity, size_t n,
+                                 size_t lanes, float* acc) {
+    using V = hn::Vec<D>;
+    const size_t width = hn::Lanes(d);
+    for (size_t row = 0; row < n; ++row, offset += stride, coefficient += stride) {
+        V weight[kVectors];
+        for (size_t v = 0; v < kVectors; ++v) {
+            weight[v] = hn::LoadU(d, p + row * lanes + v * width);
+        }
+        for (size_t i = 0; i < sparsity; ++i) {
+            float* entry = acc + offset[i];
+            const V factor = hn::Set(d, coefficient[i]);
+            for (size_t v = 0; v < kVectors; ++v) {
+                hn::StoreU(hn::MulAdd(factor, weight[v], hn::LoadU(d, entry + v * width)), d, entry + v * width);
+            }
+        }
+    }
+}
+
+// Splits `lanes` into full vectors (two at a time where possible) and a rest of four.
+template <class Work>
+HWY_INLINE void for_lanes(size_t lanes, const Work& work) {
+    const hn::ScalableTag<float> wide;
+    const hn::CappedTag<float, 8> half;
+    const hn::CappedTag<float, 4> narrow;
+    size_t lane = 0;
+    for (; lane + 2 * hn::Lanes(wide) <= lanes; lane += 2 * hn::Lanes(wide)) {
+        work(wide, std::integral_constant<size_t, 2>(), lane);
+    }
+    for (; lane + hn::Lanes(wide) <= lanes; lane += hn::Lanes(wide)) {
+        work(wide, std::integral_constant<size_t, 1>(), lane);
+    }
+    for (; lane + hn::Lanes(half) <= lanes; lane += hn::Lanes(half)) {
+        work(half, std::integral_constant<size_t, 1>(), lane);
+    }
+    for (; lane < lanes; lane += hn::Lanes(narrow)) {
+        work(narrow, std::integral_constant<size_t, 1>(), lane);
+    }
+}
+
+void score_rows(const float* table, const uint32_t* offset, const float* coefficient, size_t stride, size_t sparsity,
+                size_t n, size_t lanes, float* s) {
+    for_lanes(lanes, [&](auto d, auto vectors, size_t lane) HWY_ATTR {
+        score_lanes<decltype(d), decltype(vectors)::value>(d, table + lane, offset, coefficient, stride, sparsity, n,
+                                                           lanes, s + lane);
+    });
+}
+
+void accumulate_rows(const float* p, const uint32_t* offset, const float* coefficient, size_t stride, size_t sparsity,
+                     size_t n, size_t lanes, float* acc) {
+    for_lanes(lanes, [&](auto d, auto vectors, size_t lane) HWY_ATTR {
+        accumulate_lanes<decltype(d), decltype(vectors)::value>(d, p + lane, offset, coefficient, stride, sparsity, n,
+                                                                lanes, acc + lane);
+    });
+}
+
+// out[lane, begin..end) += sum_atoms acc[atom, lane] * atom: four lanes x four vectors of the output stay in registers.
+void finish_rows(const uint16_t* atoms, size_t n_atoms, size_t dim, const float* acc, size_t lanes, size_t begin,
+                 size_t end, float* out) {
+    const hn::ScalableTag<float> d;
+    using V = hn::Vec<decltype(d)>;
+    const size_t width = hn::Lanes(d);
+    for (size_t lane = 0; lane < lanes; lane += 4) {
+        size_t i = begin;
+        for (; i + 2 * width <= end; i += 2 * width) {
+            V sum[4][2];
+            for (size_t r = 0; r < 4; ++r) {
+                sum[r][0] = hn::LoadU(d, out + (lane + r) * dim + i);
+                sum[r][1] = hn::LoadU(d, out + (lane + r) * dim + i + width);
+            }
+            for (size_t atom = 0; atom < n_atoms; ++atom) {
+                const V a = load_half(d, atoms + atom * dim + i);
+                const V b = load_half(d, atoms + atom * dim + i + width);
+                for (size_t r = 0; r < 4; ++r) {
+                    const V factor = hn::Set(d, acc[atom * lanes + lane + r]);
+                    sum[r][0] = hn::MulAdd(factor, a, sum[r][0]);
+                    sum[r][1] = hn::MulAdd(factor, b, sum[r][1]);
+                }
+            }
+            for (size_t r = 0; r < 4; ++r) {
+                hn::StoreU(sum[r][0], d, out + (lane + r) * dim + i);
+                hn::StoreU(sum[r][1], d, out + (lane + r) * dim + i + width);
+            }
+        }
+        if (i < end) {
+            for (size_t atom = 0; atom < n_atoms; ++atom) {
+                for (size_t r = 0; r < 4; ++r) {
+                    add_atom(atoms + atom * dim, acc[atom * lanes + lane + r], i, end, out + (lane + r) * dim);
+                }
+            }
+        }
+    }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvcodec
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcodec {
+namespace {
+
+HWY_EXPORT(widen_atoms);
+HWY_EXPORT(decode_rows);
+HWY_EXPORT(prepare_table);
+HWY_EXPORT(score_rows);
+HWY_EXPORT(accumulate_rows);
+HWY_EXPORT(finish_rows);
+
+// Rows unpacked at a time: their nonzeros stay in the first-level cache.
+constexpr size_t kChunkRows = 64;
+
+struct Unpacked {
+    std::vector<uint32_t> offset;
+    std::vector<float> coefficient;
+};
+
+Unpacked& unpacked_scratch(size_t stride) {
+    thread_local Unpacked scratch;
+    if (scratch.offset.size() < kChunkRows * stride) {
+        scratch.offset.resize(kChunkRows * stride);
+        scratch.coefficient.resize(kChunkRows * stride);
+    }
+    return scratch;
+}
+
+float* float_scratch(size_t size) {
+    thread_local std::vector<float> scratch;
+    if (scratch.size() < size) {
+        scratch.resize(size);
+    }
+    return scratch.data();
+}
+
+}  // namespace
+
+DictionaryCodec::DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, size_t dim,
+                                 std::span<const float> levels, const DictionarySettings& settings)
+    : atoms_(std::move(atoms)),
+      n_atoms_(n_atoms),
+      dim_(dim),
+      settings_(settings),
+      packing_(n_atoms, settings.omp.sparsity, settings.format, settings.layout, levels) {
+    if (settings.omp.sparsity < 1 || settings.omp.sparsity > kMaxSparsity) {
+        throw Error(fmt::format("sparsity {} is out of range; choose 1 to {}", settings.omp.sparsity, kMaxSparsity));
+    }
+}
+
+std::string DictionaryCodec::describe() const {
+    const char* format = settings_.layout == CodeLayout::kPublished        ? "published layout"
+                         : settings_.format == CoefficientFormat::kSigned4 ? "4-bit coefficients"
+                                                                           : "fp8 coefficients";
+    return fmt::format("dictionary N={} s={}, {}", n_atoms_, settings_.omp.sparsity, format);
+}
+
+void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
+    const size_t sparsity = settings_.omp.sparsity;
+    thread_local std::vector<float> wide;
+    wide.resize(n_atoms_ * dim_);
+    HWY_DYNAMIC_DISPATCH(widen_atoms)(atoms_.data(), n_atoms_ * dim_, wide.data());
+    std::vector<uint16_t> index(n * sparsity);
+    std::vector<float> coefficient(n * sparsity);
+    std::vector<uint8_t> count(n);
+    omp_encode(wide.data(), n_atoms_, dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
+               nullptr);
+    for (size_t i = 0; i < n; ++i) {
+        packing_.pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], codes + i * code_bytes());
+    }
+}
+
+void DictionaryCodec::decode(const std::byte* codes, size_t n, float* x) const {
+    Unpacked& scratch = unpacked_scratch(packing_.stride());
+    uint16_t rows[kChunkRows];
+    for (size_t first = 0; first < n; first += kChunkRows) {
+        const size_t part = std::min(kChunkRows, n - first);
+        for (size_t i = 0; i < part; ++i) {
+            rows[i] = static_cast<uint16_t>(i);
+        }
+        packing_.unpack(codes + first * code_bytes(), {rows, part}, static_cast<uint32_t>(dim_),
+                        scratch.offset.data(), scratch.coefficient.data());
+        HWY_DYNAMIC_DISPATCH(decode_rows)
+        (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(),
+         packing_.sparsity(), part, x + first * dim_);
+    }
+}
+
+void DictionaryCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
+    // Atoms are widened a few at a time, so that they and the queries stay in the first-level cache.
+    constexpr size_t kAtomsAtOnce = 32;
+    float* transposed = float_scratch((lanes + kAtomsAtOnce) * dim_);
+    float* wide = transposed + lanes * dim_;
+    for (size_t lane = 0; lane < lanes; ++lane) {
+        for (size_t i = 0; i < dim_; ++i) {
+            transposed[i * lanes + lane] = q[lane * dim_ + i];
+        }
+    }
+    for (size_t first = begin; first < end; first += kAtomsAtOnce) {
+        HWY_DYNAMIC_DISPATCH(prepare_table)
+        (atoms_.data() + first * dim_, std::min(kAtomsAtOnce, end - first), dim_, transposed, lanes, wide,
+         table + first * lanes);
+    }
+}
+
+void DictionaryCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                            float* s) const {
+    Unpacked& scratch = unpacked_scratch(packing_.stride());
+    for (size_t first = 0; first < rows.size(); first += kChunkRows) {
+        const auto part = rows.subspan(first, std::min(kChunkRows, rows.size() - first));
+        packing_.unpack(codes, part, static_cast<uint32_t>(lanes), scratch.offset.data(), scratch.coefficient.data());
+        HWY_DYNAMIC_DISPATCH(score_rows)
+        (table, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(), part.size(),
+         lanes, s + first * lanes);
+    }
+}
+
+void DictionaryCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                                 float* acc) const {
+    Unpacked& scratch = unpacked_scratch(packing_.stride());
+    for (size_t first = 0; first < rows.size(); first += kChunkRows) {
+        const auto part = rows.subspan(first, std::min(kChunkRows, rows.size() - first));
+        packing_.unpack(codes, part, static_cast<uint32_t>(lanes), scratch.offset.data(), scratch.coefficient.data());
+        HWY_DYNAMIC_DISPATCH(accumulate_rows)
+        (p + first * lanes, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(),
+         part.size(), lanes, acc);
+    }
+}
+
+void DictionaryCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
+    HWY_DYNAMIC_DISPATCH(finish_rows)(atoms_.data(), n_atoms_, dim_, acc, lanes, begin, end, out);
+}
+
+}  // namespace kvcodec
+#endif

@@ -1,0 +1,51 @@
+// The dictionary codec (KV-Dict / Lexico, arXiv 2412.08890): a vector is a sparse combination of atoms.
+#pragma once
+
+#include <span>
+#include <vector>
+
+#include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/dictionary/omp.h"
+#include "kvcodec/codec/dictionary/packing.h"
+
+namespace kvcodec {
+
+struct DictionarySettings {
+    OmpOptions omp;
+    CoefficientFormat format = CoefficientFormat::kSigned4;
+    CodeLayout layout = CodeLayout::kPacked;
+};
+
+/// Code space is the dictionary: M = n_atoms. A query meets a cached vector in at most s loads of `lanes` floats, from
+/// the table q D; values are accumulated per atom and expanded by D once a step.
+class DictionaryCodec final : public Codec {
+  public:
+    /// atoms: half precision [n_atoms, dim], unit L2 norm; levels: see Packing.
+    DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, size_t dim, std::span<const float> levels,
+                    const DictionarySettings& settings);
+
+    std::string describe() const override;
+    size_t dim() const override { return dim_; }
+    size_t code_bytes() const override { return packing_.code_bytes(); }
+    size_t fixed_bytes() const override { return atoms_.size() * sizeof(uint16_t); }
+    size_t space() const override { return n_atoms_; }
+    size_t nonzeros() const override { return packing_.sparsity(); }
+
+    void encode(const float* x, size_t n, std::byte* codes) const override;
+    void decode(const std::byte* codes, size_t n, float* x) const override;
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
+    void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+               float* s) const override;
+    void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                    float* acc) const override;
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
+
+  private:
+    std::vector<uint16_t> atoms_;
+    size_t n_atoms_;
+    size_t dim_;
+    DictionarySettings settings_;
+    Packing packing_;
+};
+
+}  // namespace kvcodec

@@ -1,0 +1,313 @@
+#include "kvcodec/codec/dictionary/omp.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+namespace {
+
+struct Dictionary {
+    size_t n_atoms, dim;
+    std::vector<float> atoms;  // [n_atoms, dim]
+
+    const float* atom(size_t j) const { return atoms.data() + j * dim; }
+};
+
+std::vector<float> gaussian(size_t n, std::mt19937& random) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x(n);
+    std::generate(x.begin(), x.end(), [&] { return normal(random); });
+    return x;
+}
+
+double dot(const float* a, const std::vector<double>& b) {
+    double sum = 0.0;
+    for (size_t i = 0; i < b.size(); ++i) {
+        sum += static_cast<double>(a[i]) * b[i];
+    }
+    return sum;
+}
+
+double norm(const std::vector<double>& x) {
+    double sum = 0.0;
+    for (const double v : x) {
+        sum += v * v;
+    }
+    return std::sqrt(sum);
+}
+
+Dictionary random_dictionary(size_t n_atoms, size_t dim, std::mt19937& random) {
+    Dictionary dictionary{n_atoms, dim, gaussian(n_atoms * dim, random)};
+    for (size_t j = 0; j < n_atoms; ++j) {
+        float* atom = dictionary.atoms.data() + j * dim;
+        const double length = norm({atom, atom + dim});
+        std::transform(atom, atom + dim, atom, [&](float v) { return static_cast<float>(v / length); });
+    }
+    return dictionary;
+}
+
+struct Codes {
+    size_t sparsity;
+    std::vector<uint16_t> index;
+    std::vector<float> coefficient;
+    std::vector<uint8_t> count;
+    std::vector<float> residual_energy;
+};
+
+Codes encode(const Dictionary& dictionary, const std::vector<float>& x, const OmpOptions& options) {
+    const size_t n = x.size() / dictionary.dim, s = options.sparsity;
+    Codes codes{s, std::vector<uint16_t>(n * s, 9), std::vector<float>(n * s, 9.0F), std::vector<uint8_t>(n, 9),
+                std::vector<float>(n, 9.0F)};
+    omp_encode(dictionary.atoms.data(), dictionary.n_atoms, dictionary.dim, x.data(), n, options, codes.index.data(),
+               codes.coefficient.data(), codes.count.data(), codes.residual_energy.data());
+    return codes;
+}
+
+// Replays one code in double precision: every choice was the best one (or tied with it), the pursuit ended neither
+// early nor late, the coefficients are the least-squares fit and the residual energy is right.
+void expect_matching_pursuit(const Dictionary& dictionary, const float* x, const Codes& codes, size_t row,
+                             float relative_error) {
+    const size_t s = codes.sparsity, dim = dictionary.dim, count = codes.count[row];
+    const uint16_t* index = codes.index.data() + row * s;
+    const float* coefficient = codes.coefficient.data() + row * s;
+    ASSERT_LE(count, s);
+
+    std::vector<double> residual(x, x + dim);
+    const double size = norm(residual);
+    std::vector<std::vector<double>> basis;
+    const auto best = [&] {
+        double largest = 0.0;
+        for (size_t j = 0; j < dictionary.n_atoms; ++j) {
+            largest = std::max(largest, std::abs(dot(dictionary.atom(j), residual)));
+        }
+        return largest;
+    };
+    for (size_t k = 0; k < count; ++k) {
+        ASSERT_LT(index[k], dictionary.n_atoms);
+        ASSERT_EQ(std::count(index, index + count, index[k]), 1) << "an atom was chosen twice";
+        EXPECT_GT(norm(residual), (relative_error - 1e-5) * size) << "the pursuit went on below the error threshold";
+        EXPECT_GE(std::abs(dot(dictionary.atom(index[k]), residual)), best() - 2e-5 * size) << "choice " << k;
+        std::vector<double> q(dictionary.atom(index[k]), dictionary.atom(index[k]) + dim);
+        for (int pass = 0; pass < 2; ++pass) {
+            for (const auto& b : basis) {
+                double projection = 0.0;
+                for (size_t i = 0; i < dim; ++i) projection += b[i] * q[i];
+                for (size_t i = 0; i < dim; ++i) q[i] -= projection * b[i];
+            }
+        }
+        const double length = norm(q);
+        double projection = 0.0;
+        for (size_t i = 0; i < dim; ++i) projection += (q[i] /= length) * residual[i];
+        for (size_t i = 0; i < dim; ++i) residual[i] -= projection * q[i];
+        basis.push_back(q);
+    }
+    if (count < s) {
+        EXPECT_TRUE(norm(residual) <= (relative_error + 1e-5) * size || best() <= 1e-5 * size)
+            << "stopped after " << count << " atoms with " << norm(residual) / size << " left";
+    }
+    std::vector<double> error(x, x + dim);
+    for (size_t k = 0; k < count; ++k) {
+        for (size_t i = 0; i < dim; ++i) error[i] -= static_cast<double>(coefficient[k]) * dictionary.atom(index[k])[i];
+    }
+    for (size_t k = 0; k < count; ++k) {
+        EXPECT_LE(std::abs(dot(dictionary.atom(index[k]), error)), 2e-5 * size) << "not the least-squares fit";
+    }
+    EXPECT_NEAR(norm(error), norm(residual), 2e-5 * size);
+    EXPECT_NEAR(std::sqrt(codes.residual_energy[row]), norm(error), 2e-5 * size);
+    for (size_t k = count; k < s; ++k) {
+        EXPECT_EQ(index[k], 0);
+        EXPECT_EQ(coefficient[k], 0.0F);
+    }
+}
+
+void expect_matching_pursuits(const Dictionary& dictionary, const std::vector<float>& x, const Codes& codes,
+                              float relative_error = 0.0F) {
+    for (size_t row = 0; row < codes.count.size(); ++row) {
+        SCOPED_TRACE("row " + std::to_string(row));
+        expect_matching_pursuit(dictionary, x.data() + row * dictionary.dim, codes, row, relative_error);
+    }
+}
+
+// Every test runs with the code of each instruction set of this machine.
+class Omp : public ::testing::TestWithParam<int64_t> {
+  protected:
+    void SetUp() override { use(GetParam()); }
+    void TearDown() override { use(0); }
+
+    std::mt19937 random_{42};
+
+  private:
+    static void use(int64_t target) {
+        hwy::SetSupportedTargetsForTest(target);
+        hwy::GetChosenTarget().Update(hwy::SupportedTargets());
+    }
+};
+
+INSTANTIATE_TEST_SUITE_P(Targets, Omp, ::testing::ValuesIn(hwy::SupportedAndGeneratedTargets()),
+                         [](const auto& target) { return std::string(hwy::TargetName(target.param)); });
+
+TEST_P(Omp, IsMatchingPursuitForAllShapes) {
+    struct Shape {
+        size_t n_atoms, dim, sparsity, n;
+    };
+    // Both variants: the Gram matrix is used from about n_atoms / 8 vectors on.
+    for (const Shape& shape :
+         {Shape{1024, 64, 12, 9}, Shape{1024, 128, 32, 3}, Shape{512, 80, 8, 7}, Shape{300, 96, 1, 5},
+          Shape{256, 256, 24, 60}, Shape{256, 64, 32, 150}, Shape{100, 33, 5, 61}, Shape{16, 64, 16, 17},
+          Shape{16, 64, 4, 40}, Shape{1, 8, 3, 2}, Shape{50, 1, 4, 30}, Shape{40, 3, 2, 1}, Shape{129, 65, 20, 100},
+          Shape{64, 7, 32, 50}}) {
+        SCOPED_TRACE("N=" + std::to_string(shape.n_atoms) + " d=" + std::to_string(shape.dim) +
+                     " s=" + std::to_string(shape.sparsity) + " n=" + std::to_string(shape.n));
+        const Dictionary dictionary = random_dictionary(shape.n_atoms, shape.dim, random_);
+        const std::vector<float> x = gaussian(shape.n * shape.dim, random_);
+        expect_matching_pursuits(dictionary, x, encode(dictionary, x, {shape.sparsity}));
+    }
+}
+
+TEST_P(Omp, LargeBatchesEqualSmallOnes) {
+    const Dictionary dictionary = random_dictionary(128, 64, random_);
+    const std::vector<float> x = gaussian(200 * 64, random_);
+    const Codes large = encode(dictionary, x, {16});
+    for (size_t first = 0; first < 200; first += 4) {
+        const Codes small = encode(dictionary, {x.begin() + first * 64, x.begin() + (first + 4) * 64}, {16});
+        for (size_t i = 0; i < small.index.size(); ++i) {
+            ASSERT_EQ(small.index[i], large.index[first * 16 + i]);
+            ASSERT_NEAR(small.coefficient[i], large.coefficient[first * 16 + i], 1e-4);
+        }
+    }
+}
+
+TEST_P(Omp, RecoversExactlySparseVectorsAndStops) {
+    const Dictionary dictionary = random_dictionary(256, 128, random_);
+    for (const size_t n : {3, 300}) {
+        std::vector<float> x(n * 128, 0.0F);
+        std::vector<std::vector<uint16_t>> support(n);
+        for (size_t row = 0; row < n; ++row) {
+            while (support[row].size() < 4) {
+                const uint16_t j = static_cast<uint16_t>(random_() % 256);
+                if (std::count(support[row].begin(), support[row].end(), j) == 0) {
+                    support[row].push_back(j);
+                    const float c = (random_() % 2 ? 1.0F : -1.0F) * (1.0F + static_cast<float>(random_() % 100) / 100);
+                    for (size_t i = 0; i < 128; ++i) x[row * 128 + i] += c * dictionary.atom(j)[i];
+                }
+            }
+            std::sort(support[row].begin(), support[row].end());
+        }
+        const Codes codes = encode(dictionary, x, {16});
+        size_t recovered = 0;
+        for (size_t row = 0; row < n; ++row) {
+            std::vector<uint16_t> found(codes.index.begin() + row * 16,
+                                        codes.index.begin() + row * 16 + codes.count[row]);
+            std::sort(found.begin(), found.end());
+            recovered += found == support[row];
+            EXPECT_LE(codes.residual_energy[row], 1e-10F);
+        }
+        EXPECT_GE(static_cast<double>(recovered), 0.9 * static_cast<double>(n));  // greedy: rarely a detour
+        expect_matching_pursuits(dictionary, x, codes);
+    }
+}
+
+TEST_P(Omp, StopsAtTheErrorThreshold) {
+    const Dictionary dictionary = random_dictionary(256, 64, random_);
+    for (const size_t n : {4, 200}) {
+        const std::vector<float> x = gaussian(n * 64, random_);
+        const Codes codes = encode(dictionary, x, {32, 0.5F});
+        expect_matching_pursuits(dictionary, x, codes, 0.5F);
+        EXPECT_LT(*std::max_element(codes.count.begin(), codes.count.end()), 32);
+    }
+}
+
+TEST_P(Omp, CodesZeroAndNonFiniteVectorsAsZero) {
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    const Dictionary dictionary = random_dictionary(64, 64, random_);
+    for (const size_t n : {5, 100}) {
+        std::vector<float> x = gaussian(n * 64, random_);
+        std::fill(x.begin(), x.begin() + 64, 0.0F);
+        x[64 + 3] = kNan;
+        x[2 * 64 + 60] = kInfinity;
+        x[3 * 64] = -kInfinity;
+        const Codes codes = encode(dictionary, x, {8});
+        for (size_t row = 0; row < 4; ++row) {
+            EXPECT_EQ(codes.count[row], 0);
+            EXPECT_TRUE(std::all_of(codes.coefficient.begin() + row * 8, codes.coefficient.begin() + (row + 1) * 8,
+                                    [](float c) { return c == 0.0F; }));
+        }
+        EXPECT_EQ(codes.residual_energy[0], 0.0F);
+        EXPECT_FALSE(std::isfinite(codes.residual_energy[1]));
+        EXPECT_EQ(codes.count[4], 8);
+        expect_matching_pursuit(dictionary, x.data() + 4 * 64, codes, 4, 0.0F);
+    }
+}
+
+TEST_P(Omp, TakesVectorsOfAnySize) {
+    const Dictionary dictionary = random_dictionary(64, 64, random_);
+    const std::vector<float> x = gaussian(64, random_);
+    const Codes codes = encode(dictionary, x, {8});
+    for (const float scale : {1e-30F, 1e-12F, 1e12F, 1e30F}) {
+        std::vector<float> scaled(x);
+        for (float& v : scaled) v *= scale;
+        const Codes other = encode(dictionary, scaled, {8});
+        EXPECT_EQ(other.index, codes.index);
+        for (size_t k = 0; k < 8; ++k) {
+            EXPECT_NEAR(other.coefficient[k] / scale, codes.coefficient[k], 1e-4);
+        }
+    }
+}
+
+TEST_P(Omp, NeverChoosesDuplicateAtoms) {
+    Dictionary dictionary = random_dictionary(64, 16, random_);
+    for (size_t j = 1; j < 64; j += 2) {
+        std::copy_n(dictionary.atom(j - 1), 16, dictionary.atoms.begin() + j * 16);
+    }
+    for (size_t i = 0; i < 16; ++i) {
+        dictionary.atoms[60 * 16 + i] *= -1.0F;
+    }
+    for (const size_t n : {6, 200}) {
+        const std::vector<float> x = gaussian(n * 16, random_);
+        const Codes codes = encode(dictionary, x, {32});
+        expect_matching_pursuits(dictionary, x, codes);
+        EXPECT_LE(*std::max_element(codes.count.begin(), codes.count.end()), 16);  // 16 span the space
+    }
+}
+
+TEST_P(Omp, FitsAtomsThatAreNotQuiteNormalised) {
+    Dictionary dictionary = random_dictionary(128, 64, random_);
+    for (size_t j = 0; j < 128; ++j) {
+        for (size_t i = 0; i < 64; ++i) dictionary.atoms[j * 64 + i] *= 1.0F + 0.001F * static_cast<float>(j % 3);
+    }
+    for (const size_t n : {3, 100}) {
+        const std::vector<float> x = gaussian(n * 64, random_);
+        expect_matching_pursuits(dictionary, x, encode(dictionary, x, {16}));
+    }
+}
+
+TEST(OmpArguments, AreChecked) {
+    const std::vector<float> x(8, 1.0F);
+    std::vector<uint16_t> index(kMaxSparsity);
+    std::vector<float> coefficient(kMaxSparsity);
+    uint8_t count = 0;
+    const auto run = [&](size_t n_atoms, size_t dim, size_t n, size_t sparsity) {
+        omp_encode(x.data(), n_atoms, dim, x.data(), n, {sparsity}, index.data(), coefficient.data(), &count, nullptr);
+    };
+    EXPECT_THROW(run(0, 8, 1, 1), Error);
+    EXPECT_THROW(run(kMaxAtoms + 1, 8, 1, 1), Error);
+    EXPECT_THROW(run(1, 0, 1, 1), Error);
+    EXPECT_THROW(run(1, 8, 1, 0), Error);
+    EXPECT_THROW(run(1, 8, 1, kMaxSparsity + 1), Error);
+    EXPECT_NO_THROW(run(1, 8, 0, 1));
+    EXPECT_NO_THROW(run(1, 8, 1, 1));
+    EXPECT_EQ(count, 1);
+}
+
+}  // namespace
+}  // namespace kvcodec

@@ -1,0 +1,71 @@
+// How the nonzeros of one sparse code are laid out in bytes.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace kvcodec {
+
+enum class CoefficientFormat : uint8_t {
+    kSigned4,  ///< sign and one of 8 trained magnitudes, under a per-vector scale
+    kFp8,      ///< e4m3fn
+};
+
+enum class CodeLayout : uint8_t {
+    /// [scale u8][count u8][coefficients][indices, ceil(log2 N) bits each, least significant bit first].
+    kPacked,
+    /// The published layout (Lexico): [count u16][e4m3 x s, no scale][int16 x s] = 3s + 2 bytes.
+    kPublished,
+};
+
+/// Packs and unpacks sparse codes of at most `sparsity` nonzeros over `n_atoms` atoms.
+class Packing {
+  public:
+    static constexpr size_t kLevels = 8;
+
+    /// levels: kLevels ascending magnitudes in (0, 1], relative to the vector's scale; used by kSigned4 only.
+    Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, CodeLayout layout,
+            std::span<const float> levels);
+
+    /// Bytes of one code.
+    static size_t code_bytes(size_t n_atoms, size_t sparsity, CoefficientFormat format, CodeLayout layout);
+    size_t code_bytes() const { return code_bytes_; }
+    size_t sparsity() const { return sparsity_; }
+    /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 16.
+    size_t stride() const { return stride_; }
+
+    /// Writes one code; count <= sparsity nonzeros.
+    void pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code) const;
+
+    /// offset[i, stride] = index * scale, coefficient[i, stride] (0 beyond the row's count) for each listed row of
+    /// codes. `scale` turns an atom's index into the offset of its row in a table.
+    void unpack(const std::byte* codes, std::span<const uint16_t> rows, uint32_t scale, uint32_t* offset,
+                float* coefficient) const;
+
+  private:
+    friend struct UnpackKernel;
+
+    size_t n_atoms_;
+    size_t sparsity_;
+    size_t stride_;
+    CoefficientFormat format_;
+    CodeLayout layout_;
+    unsigned index_bits_;
+    size_t code_bytes_;
+    size_t coefficient_byte_;  // where the coefficients start
+    size_t index_byte_;        // where the indices start
+    size_t index_bit_;         // and at which bit of that byte
+    std::array<int8_t, 16> signed_levels_{};  // by 4-bit code: sign in bit 3; in units of scale / 127
+    // For each group of four indices: where its bytes start, how they move into four 32-bit lanes, how far these shift.
+    struct IndexGroup {
+        uint32_t byte;
+        std::array<uint8_t, 16> shuffle;
+        std::array<uint32_t, 4> shift;
+    };
+    std::vector<IndexGroup> groups_;
+};
+
+}  // namespace kvcodec

@@ -1,0 +1,384 @@
+#include "kvcodec/codec/mean/rotating_mean.h"
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <string>
+
+#include "kvcodec/error.h"
+
+// Scalable vectors cannot be captured by lambdas; ARM machines with SVE run the NEON code.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcodec/codec/mean/rotating_mean.cc"
+#include <hwy/foreach_target.h>
+// foreach_target.h comes first: it includes this file once for every target.
+#include <hwy/highway.h>
+
+#ifndef KVCODEC_ROTATING_MEAN_ONCE
+#define KVCODEC_ROTATING_MEAN_ONCE
+namespace kvcodec {
+namespace {
+
+constexpr size_t kLaneTile = 4;
+/// Floats in front of the prepared rows; the first one is the head.
+constexpr size_t kHeader = 4;
+/// Shorter runs of consecutive positions are quicker cell by cell.
+constexpr size_t kMinRun = 8;
+
+}  // namespace
+}  // namespace kvcodec
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcodec::HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+using Wide = hn::CappedTag<float, 16>;
+using Quad = hn::FixedTag<float, 4>;
+using RotatingHead = RotatingMean::Head;
+
+/// Cosines and sines of t, [2, stride].
+void load_phases(const RopeTables& tables, int64_t t, float* HWY_RESTRICT phases) {
+    if (t < 0 || t >= RopeTables::kMaxPosition) {
+        tables.compute(t, phases);
+        return;
+    }
+    const Wide d;
+    const size_t stride = tables.stride();
+    const float* HWY_RESTRICT low = tables.low(t);
+    const float* HWY_RESTRICT mid = tables.mid(t);
+    const float* HWY_RESTRICT top = tables.top(t);
+    for (size_t i = 0; i < stride; i += hn::Lanes(d)) {
+        const auto mid_cos = hn::LoadU(d, mid + i);
+        const auto mid_sin = hn::LoadU(d, mid + stride + i);
+        const auto top_cos = hn::LoadU(d, top + i);
+        const auto top_sin = hn::LoadU(d, top + stride + i);
+        const auto start_cos = hn::NegMulAdd(mid_sin, top_sin, hn::Mul(mid_cos, top_cos));
+        const auto start_sin = hn::MulAdd(mid_sin, top_cos, hn::Mul(mid_cos, top_sin));
+        const auto low_cos = hn::LoadU(d, low + i);
+        const auto low_sin = hn::LoadU(d, low + stride + i);
+        hn::StoreU(hn::NegMulAdd(low_sin, start_sin, hn::Mul(low_cos, start_cos)), d, phases + i);
+        hn::StoreU(hn::MulAdd(low_sin, start_cos, hn::Mul(low_cos, start_sin)), d, phases + stride + i);
+    }
+}
+
+/// x[n] += sign * y[n].
+void add_scaled(float sign, const float* HWY_RESTRICT y, size_t n, float* HWY_RESTRICT x) {
+    const Wide d;
+    const auto factor = hn::Set(d, sign);
+    size_t i = 0;
+    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+        hn::StoreU(hn::MulAdd(factor, hn::LoadU(d, y + i), hn::LoadU(d, x + i)), d, x + i);
+    }
+    for (; i < n; ++i) {
+        x[i] += sign * y[i];
+    }
+}
+
+/// x_i += sign * R_{t_i} b.
+void add_rotated(const RopeTables& tables, const RotatingHead& head, float sign, const int32_t* positions, size_t n,
+                 float* x, size_t stride) {
+    const Wide d;
+    const size_t n_pairs = tables.rope().n_pairs();
+    const size_t half = tables.stride();
+    const bool adjacent = tables.rope().params().pairing == RopeParams::Pairing::kAdjacent;
+    const float* HWY_RESTRICT b = head.rotated.data();
+    HWY_ALIGN float phases[2 * RopeTables::kMaxPairs];
+    HWY_ALIGN float first[2 * RopeTables::kMaxPairs];
+    HWY_ALIGN float second[RopeTables::kMaxPairs];
+    for (size_t row = 0; row < n; ++row, x += stride) {
+        load_phases(tables, positions[row], phases);
+        for (size_t i = 0; i < half; i += hn::Lanes(d)) {
+            const auto c = hn::Load(d, phases + i);
+            const auto s = hn::Load(d, phases + half + i);
+            const auto b0 = hn::LoadU(d, b + i);
+            const auto b1 = hn::LoadU(d, b + half + i);
+            const auto y0 = hn::NegMulAdd(b1, s, hn::Mul(b0, c));
+            const auto y1 = hn::MulAdd(b1, c, hn::Mul(b0, s));
+            if (adjacent) {
+                hn::StoreInterleaved2(y0, y1, d, first + 2 * i);
+            } else {
+                hn::Store(y0, d, first + i);
+                hn::Store(y1, d, second + i);
+            }
+        }
+        if (adjacent) {
+            add_scaled(sign, first, 2 * n_pairs, x);
+        } else {
+            add_scaled(sign, first, n_pairs, x);
+            add_scaled(sign, second, n_pairs, x + n_pairs);
+        }
+        add_scaled(sign, head.constant.data(), head.constant.size(), x + 2 * n_pairs);
+    }
+}
+
+/// One cell: s[lanes] += A cos + B sin, summed over the kept pairs.
+void score_cell(const RotatingHead& head, const float* HWY_RESTRICT rows, size_t lanes,
+                const float* HWY_RESTRICT phases, size_t half, float* HWY_RESTRICT s) {
+    const Quad d;
+    for (size_t lane = 0; lane < lanes; lane += kLaneTile) {
+        auto even = hn::LoadU(d, rows + lane);
+        auto odd = hn::LoadU(d, s + lane);
+        const float* HWY_RESTRICT ab = rows + lanes + lane;
+        for (const uint32_t pair : head.pairs) {
+            even = hn::MulAdd(hn::LoadU(d, ab), hn::Set(d, phases[pair]), even);
+            odd = hn::MulAdd(hn::LoadU(d, ab + lanes), hn::Set(d, phases[half + pair]), odd);
+            ab += 2 * lanes;
+        }
+        hn::StoreU(hn::Add(even, odd), d, s + lane);
+    }
+}
+
+/// Cells [0, 2 * Lanes) of a run, four lanes: turned [n_kept, 2, 4] times waves, on top of constant [4]. s points at
+/// the first cell, whose rows are `lanes` apart.
+void score_tile(const RopeTables& tables, const RotatingHead& head, const float* HWY_RESTRICT turned,
+                const float* HWY_RESTRICT constant, size_t first_cell, size_t n_cells, float* HWY_RESTRICT s,
+                size_t lanes) {
+    const Wide d;
+    const Quad quad;
+    const size_t width = hn::Lanes(d);
+    auto s00 = hn::Set(d, constant[0]);
+    auto s10 = hn::Set(d, constant[1]);
+    auto s20 = hn::Set(d, constant[2]);
+    auto s30 = hn::Set(d, constant[3]);
+    auto s01 = s00;
+    auto s11 = s10;
+    auto s21 = s20;
+    auto s31 = s30;
+    const auto add_wave = [&](const float* HWY_RESTRICT wave, const float* HWY_RESTRICT factors) HWY_ATTR {
+        const auto w0 = hn::LoadU(d, wave);
+        const auto w1 = hn::LoadU(d, wave + width);
+        const auto f0 = hn::Set(d, factors[0]);
+        s00 = hn::MulAdd(f0, w0, s00);
+        s01 = hn::MulAdd(f0, w1, s01);
+        const auto f1 = hn::Set(d, factors[1]);
+        s10 = hn::MulAdd(f1, w0, s10);
+        s11 = hn::MulAdd(f1, w1, s11);
+        const auto f2 = hn::Set(d, factors[2]);
+        s20 = hn::MulAdd(f2, w0, s20);
+        s21 = hn::MulAdd(f2, w1, s21);
+        const auto f3 = hn::Set(d, factors[3]);
+        s30 = hn::MulAdd(f3, w0, s30);
+        s31 = hn::MulAdd(f3, w1, s31);
+    };
+    for (const uint32_t pair : head.pairs) {
+        const float* HWY_RESTRICT wave = tables.wave(pair) + first_cell;
+        add_wave(wave, turned);
+        add_wave(wave + RopeTables::kBlock, turned + kLaneTile);
+        turned += 2 * kLaneTile;
+    }
+    HWY_ALIGN float cells[2 * kLaneTile * hn::MaxLanes(d)];
+    hn::StoreInterleaved4(s00, s10, s20, s30, d, cells);
+    hn::StoreInterleaved4(s01, s11, s21, s31, d, cells + kLaneTile * width);
+    for (size_t cell = 0; cell < std::min(n_cells, 2 * width); ++cell) {
+        float* HWY_RESTRICT out = s + cell * lanes;
+        hn::StoreU(hn::Add(hn::LoadU(quad, out), hn::Load(quad, cells + cell * kLaneTile)), quad, out);
+    }
+}
+
+/// n cells at consecutive positions: A and B are turned to the first one, then the waves over a block are constants.
+void score_run(const RopeTables& tables, const RotatingHead& head, const float* HWY_RESTRICT rows, size_t lanes,
+               const float* HWY_RESTRICT phases, size_t n, float* HWY_RESTRICT s) {
+    const Quad d;
+    const size_t half = tables.stride();
+    const size_t step = 2 * hn::Lanes(Wide());
+    HWY_ALIGN float turned[RopeTables::kMaxPairs * 2 * kLaneTile];
+    for (size_t lane = 0; lane < lanes; lane += kLaneTile) {
+        const float* HWY_RESTRICT ab = rows + lanes + lane;
+        float* HWY_RESTRICT out = turned;
+        for (const uint32_t pair : head.pairs) {
+            const auto a = hn::LoadU(d, ab);
+            const auto b = hn::LoadU(d, ab + lanes);
+            const auto c = hn::Set(d, phases[pair]);
+            const auto sine = hn::Set(d, phases[half + pair]);
+            hn::Store(hn::MulAdd(a, c, hn::Mul(b, sine)), d, out);
+            hn::Store(hn::NegMulAdd(a, sine, hn::Mul(b, c)), d, out + kLaneTile);
+            ab += 2 * lanes;
+            out += 2 * kLaneTile;
+        }
+        for (size_t cell = 0; cell < n; cell += step) {
+            score_tile(tables, head, turned, rows + lane, cell, n - cell, s + cell * lanes + lane, lanes);
+        }
+    }
+}
+
+void score_cells(const RopeTables& tables, const RotatingHead& head, const float* rows, size_t lanes,
+                 const int32_t* positions, size_t n, float* s) {
+    HWY_ALIGN float phases[2 * RopeTables::kMaxPairs];
+    for (size_t begin = 0; begin < n;) {
+        size_t end = begin + 1;
+        while (end < n && int64_t{positions[end]} == int64_t{positions[end - 1]} + 1) {
+            ++end;
+        }
+        if (end - begin >= kMinRun) {
+            load_phases(tables, positions[begin], phases);
+            score_run(tables, head, rows, lanes, phases, end - begin, s + begin * lanes);
+            begin = end;
+        }
+        for (; begin < end; ++begin) {
+            load_phases(tables, positions[begin], phases);
+            score_cell(head, rows, lanes, phases, tables.stride(), s + begin * lanes);
+        }
+    }
+}
+
+}  // namespace
+}  // namespace kvcodec::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcodec {
+namespace {
+
+HWY_EXPORT(add_rotated);
+HWY_EXPORT(score_cells);
+
+/// Pairs to keep, ascending: those of least energy are left out while they sum up to at most `budget`.
+std::vector<uint32_t> kept_pairs(const std::vector<double>& energy, double budget) {
+    std::vector<uint32_t> order(energy.size());
+    std::iota(order.begin(), order.end(), 0U);
+    std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return energy[a] < energy[b]; });
+    size_t dropped = 0;
+    for (double sum = 0.0; dropped < order.size(); ++dropped) {
+        sum += energy[order[dropped]];
+        if (sum > budget) {
+            break;
+        }
+    }
+    order.erase(order.begin(), order.begin() + static_cast<std::ptrdiff_t>(dropped));
+    std::sort(order.begin(), order.end());
+    return order;
+}
+
+double squared(double v) {
+    return v * v;
+}
+
+RotatingMean::Head make_head(const RopeTables& tables, const float* b, size_t dim, double dropped_energy) {
+    const Rope& rope = tables.rope();
+    std::vector<double> energy(rope.n_pairs());
+    double total = 0.0;
+    for (size_t i = 0; i < energy.size(); ++i) {
+        energy[i] = squared(b[rope.first(i)]) + squared(b[rope.second(i)]);
+        total += energy[i];
+    }
+    RotatingMean::Head head;
+    head.constant.assign(b + 2 * rope.n_pairs(), b + dim);
+    for (const float v : head.constant) {
+        total += squared(v);
+    }
+    head.pairs = kept_pairs(energy, dropped_energy * total);
+    head.rotated.assign(2 * tables.stride(), 0.0F);
+    for (const uint32_t pair : head.pairs) {
+        head.rotated[pair] = b[rope.first(pair)] * rope.magnitude();
+        head.rotated[tables.stride() + pair] = b[rope.second(pair)] * rope.magnitude();
+    }
+    return head;
+}
+
+}  // namespace
+
+RopeTables::RopeTables(const Rope& rope) : rope_(rope), stride_((rope.n_pairs() + 15) / 16 * 16) {
+    if (rope_.n_pairs() > kMaxPairs) {
+        throw Error("RoPE over " + std::to_string(2 * rope_.n_pairs()) + " dimensions is more than the supported " +
+                    std::to_string(2 * kMaxPairs));
+    }
+    constexpr size_t kTop = kMaxPosition / 4096;
+    phases_.resize((64 + 64 + kTop) * 2 * stride_);
+    float* next = phases_.data();
+    const auto append_rows = [&](size_t n, int64_t step) {
+        for (size_t i = 0; i < n; ++i, next += 2 * stride_) {
+            compute(static_cast<int64_t>(i) * step, next);
+        }
+    };
+    append_rows(64, 1);
+    append_rows(64, 64);
+    append_rows(kTop, 4096);
+    waves_.resize(rope_.n_pairs() * 2 * kBlock);
+    for (size_t pair = 0; pair < rope_.n_pairs(); ++pair) {
+        for (size_t j = 0; j < kBlock; ++j) {
+            const double angle = rope_.omega(pair) * static_cast<double>(j);
+            waves_[pair * 2 * kBlock + j] = static_cast<float>(std::cos(angle));
+            waves_[pair * 2 * kBlock + kBlock + j] = static_cast<float>(std::sin(angle));
+        }
+    }
+}
+
+void RopeTables::compute(int64_t t, float* phases) const {
+    std::fill_n(phases, 2 * stride_, 0.0F);
+    for (size_t pair = 0; pair < rope_.n_pairs(); ++pair) {
+        const double angle = rope_.omega(pair) * static_cast<double>(t);
+        phases[pair] = static_cast<float>(std::cos(angle));
+        phases[stride_ + pair] = static_cast<float>(std::sin(angle));
+    }
+}
+
+RotatingMean::RotatingMean(std::shared_ptr<const RopeTables> tables, const std::vector<float>& mean, size_t n_head_kv,
+                           double dropped_energy)
+    : tables_(std::move(tables)) {
+    const size_t dim = n_head_kv == 0 ? 0 : mean.size() / n_head_kv;
+    if (dim == 0 || mean.size() != n_head_kv * dim || dim < 2 * tables_->rope().n_pairs()) {
+        throw Error("a mean of " + std::to_string(mean.size()) + " values does not fit " + std::to_string(n_head_kv) +
+                    " heads with RoPE over " + std::to_string(2 * tables_->rope().n_pairs()) + " dimensions");
+    }
+    for (size_t i = 0; i < n_head_kv; ++i) {
+        heads_.push_back(make_head(*tables_, mean.data() + i * dim, dim, dropped_energy));
+    }
+}
+
+size_t RotatingMean::bytes() const {
+    size_t bytes = 0;
+    for (const Head& head : heads_) {
+        bytes += (head.pairs.size() + head.rotated.size() + head.constant.size()) * sizeof(float);
+    }
+    return bytes;
+}
+
+void RotatingMean::subtract(size_t head, const int32_t* positions, size_t n, float* x, size_t stride) const {
+    HWY_DYNAMIC_DISPATCH(add_rotated)(*tables_, heads_[head], -1.0F, positions, n, x, stride);
+}
+
+void RotatingMean::add(size_t head, const int32_t* positions, size_t n, float* x, size_t stride) const {
+    HWY_DYNAMIC_DISPATCH(add_rotated)(*tables_, heads_[head], 1.0F, positions, n, x, stride);
+}
+
+size_t RotatingMean::prepared_floats(size_t lanes) const {
+    size_t most_pairs = 0;
+    for (const Head& head : heads_) {
+        most_pairs = std::max(most_pairs, head.pairs.size());
+    }
+    return kHeader + lanes * (1 + 2 * most_pairs);
+}
+
+// prepared: kHeader floats, a row [lanes] of q . b over the elements without rotation, then rows A and B of every pair.
+// For a pair, q . R_t b = A cos(t omega) + B sin(t omega) with A = q0 b0 + q1 b1 and B = q1 b0 - q0 b1.
+void RotatingMean::prepare(size_t head_index, const float* q, size_t lanes, float* prepared) const {
+    const Rope& rope = tables_->rope();
+    const Head& head = heads_[head_index];
+    const size_t dim = 2 * rope.n_pairs() + head.constant.size();
+    std::fill_n(prepared, kHeader, static_cast<float>(head_index));
+    float* constant = prepared + kHeader;
+    for (size_t lane = 0; lane < lanes; ++lane, q += dim) {
+        constant[lane] = std::inner_product(head.constant.begin(), head.constant.end(), q + 2 * rope.n_pairs(), 0.0F);
+        float* row = constant + lanes + lane;
+        for (const uint32_t pair : head.pairs) {
+            const float b0 = head.rotated[pair];
+            const float b1 = head.rotated[tables_->stride() + pair];
+            const float q0 = q[rope.first(pair)];
+            const float q1 = q[rope.second(pair)];
+            row[0] = q0 * b0 + q1 * b1;
+            row[lanes] = q1 * b0 - q0 * b1;
+            row += 2 * lanes;
+        }
+    }
+}
+
+void RotatingMean::score(const float* prepared, size_t lanes, const int32_t* positions, size_t n, float* s) const {
+    const Head& head = heads_[static_cast<size_t>(prepared[0])];
+    HWY_DYNAMIC_DISPATCH(score_cells)(*tables_, head, prepared + kHeader, lanes, positions, n, s);
+}
+
+}  // namespace kvcodec
+#endif

@@ -1,0 +1,225 @@
+#include "kvcodec/codec/mean/rotating_mean.h"
+
+#include <gtest/gtest.h>
+
+#include <hwy/targets.h>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+namespace {
+
+using Pairing = RopeParams::Pairing;
+
+struct Shape {
+    std::string name;
+    Pairing pairing;
+    uint32_t n_dims;
+    size_t dim;
+};
+
+std::vector<Shape> shapes() {
+    return {{"Halves64", Pairing::kHalves, 64, 64},          {"Adjacent80Partial20", Pairing::kAdjacent, 20, 80},
+            {"Halves80Partial20", Pairing::kHalves, 20, 80}, {"Adjacent96", Pairing::kAdjacent, 96, 96},
+            {"Halves128", Pairing::kHalves, 128, 128},       {"Adjacent256Partial64", Pairing::kAdjacent, 64, 256},
+            {"Halves256", Pairing::kHalves, 256, 256},       {"None64", Pairing::kNone, 0, 64}};
+}
+
+Rope make_rope(const Shape& shape) {
+    RopeParams p;
+    p.pairing = shape.pairing;
+    p.n_dims = shape.n_dims;
+    p.freq_base = 1e6F;
+    p.attn_factor = shape.dim == 96 ? 1.2F : 1.0F;
+    return {p, shape.dim};
+}
+
+std::vector<float> random_vector(size_t n, std::mt19937& rng) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x(n);
+    for (float& v : x) {
+        v = normal(rng);
+    }
+    return x;
+}
+
+double norm(const float* x, size_t n) {
+    double sum = 0.0;
+    for (size_t i = 0; i < n; ++i) {
+        sum += double{x[i]} * x[i];
+    }
+    return std::sqrt(sum);
+}
+
+/// R_t b in double.
+std::vector<double> rotated(const Rope& rope, const float* b, size_t dim, int64_t t) {
+    std::vector<double> y(b, b + dim);
+    for (size_t i = 0; i < rope.n_pairs(); ++i) {
+        const double angle = rope.omega(i) * static_cast<double>(t);
+        const double c = std::cos(angle) * rope.magnitude();
+        const double s = std::sin(angle) * rope.magnitude();
+        y[rope.first(i)] = b[rope.first(i)] * c - b[rope.second(i)] * s;
+        y[rope.second(i)] = b[rope.first(i)] * s + b[rope.second(i)] * c;
+    }
+    return y;
+}
+
+std::vector<std::vector<int32_t>> position_lists(std::mt19937& rng) {
+    const auto consecutive = [](int32_t first, int32_t n) {
+        std::vector<int32_t> t(static_cast<size_t>(n));
+        for (int32_t i = 0; i < n; ++i) {
+            t[static_cast<size_t>(i)] = first + i;
+        }
+        return t;
+    };
+    std::vector<std::vector<int32_t>> lists = {
+        consecutive(0, 1),    consecutive(0, 64),       consecutive(4090, 9),   consecutive(131000, 63),
+        consecutive(-20, 40), consecutive(1048570, 20), consecutive(70000, 33), {7, 7, 7, 7, 7, 7, 7, 7, 7, 7}};
+    std::vector<int32_t> interleaved;
+    std::vector<int32_t> two_runs = consecutive(500, 30);
+    for (int32_t i = 0; i < 30; ++i) {
+        interleaved.push_back(i % 2 == 0 ? 100 + i / 2 : 90000 + i / 2);
+        two_runs.push_back(100 + i);
+    }
+    lists.push_back(interleaved);
+    lists.push_back(two_runs);
+    std::uniform_int_distribution<int32_t> any(0, 131072);
+    for (const size_t n : {2, 17, 64}) {
+        std::vector<int32_t> random(n);
+        for (int32_t& t : random) {
+            t = any(rng);
+        }
+        lists.push_back(random);
+    }
+    return lists;
+}
+
+class RotatingMeanTest : public testing::TestWithParam<Shape> {
+  protected:
+    void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+};
+
+TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
+    const Shape& shape = GetParam();
+    const size_t dim = shape.dim;
+    const size_t stride = dim + 3;
+    constexpr size_t kHeads = 3;
+    constexpr double kTolerance = 3e-6;
+    std::mt19937 rng(static_cast<unsigned>(dim));
+    const Rope rope = make_rope(shape);
+    const std::vector<float> mean = random_vector(kHeads * dim, rng);
+    const RotatingMean rotating(std::make_shared<RopeTables>(rope), mean, kHeads, 0.0);
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        for (const std::vector<int32_t>& positions : position_lists(rng)) {
+            const size_t n = positions.size();
+            const size_t head = rng() % kHeads;
+            const float* b = mean.data() + head * dim;
+            const double b_norm = norm(b, dim) * rope.magnitude();
+            const std::vector<float> x = random_vector(n * stride, rng);
+            std::vector<float> residual = x;
+            rotating.subtract(head, positions.data(), n, residual.data(), stride);
+            for (size_t i = 0; i < n; ++i) {
+                const std::vector<double> expected = rotated(rope, b, dim, positions[i]);
+                for (size_t j = 0; j < dim; ++j) {
+                    ASSERT_NEAR(residual[i * stride + j], x[i * stride + j] - expected[j], kTolerance) << i << " " << j;
+                }
+                for (size_t j = dim; j < stride; ++j) {
+                    ASSERT_EQ(residual[i * stride + j], x[i * stride + j]) << "wrote past the row";
+                }
+            }
+            rotating.add(head, positions.data(), n, residual.data(), stride);
+            for (size_t i = 0; i < x.size(); ++i) {
+                ASSERT_NEAR(residual[i], x[i], kTolerance);
+            }
+            for (const size_t lanes : {4, 8, 12, 32}) {
+                const std::vector<float> q = random_vector(lanes * dim, rng);
+                std::vector<float> prepared(rotating.prepared_floats(lanes));
+                rotating.prepare(head, q.data(), lanes, prepared.data());
+                const std::vector<float> before = random_vector((n + 1) * lanes, rng);
+                std::vector<float> s = before;
+                rotating.score(prepared.data(), lanes, positions.data(), n, s.data());
+                for (size_t i = 0; i < n; ++i) {
+                    const std::vector<double> key = rotated(rope, b, dim, positions[i]);
+                    for (size_t lane = 0; lane < lanes; ++lane) {
+                        double expected = before[i * lanes + lane];
+                        for (size_t j = 0; j < dim; ++j) {
+                            expected += q[lane * dim + j] * key[j];
+                        }
+                        const double scale = norm(q.data() + lane * dim, dim) * b_norm;
+                        ASSERT_NEAR(s[i * lanes + lane], expected, kTolerance * scale)
+                            << "position " << positions[i] << " lane " << lane << " of " << lanes;
+                    }
+                }
+                for (size_t i = n * lanes; i < s.size(); ++i) {
+                    ASSERT_EQ(s[i], before[i]) << "wrote past the last cell";
+                }
+            }
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Shapes, RotatingMeanTest, testing::ValuesIn(shapes()),
+                         [](const auto& test) { return test.param.name; });
+
+TEST(RotatingMean, DropsPairsWithoutEnergyEverywhere) {
+    const Rope rope = make_rope({"", Pairing::kHalves, 128, 128});
+    std::mt19937 rng(1);
+    std::vector<float> mean = random_vector(256, rng);
+    for (size_t pair = 0; pair < 64; ++pair) {
+        const float size = pair % 16 == 5 ? 100.0F : 1e-4F;
+        mean[pair] *= size;
+        mean[pair + 64] *= size;
+    }
+    const RotatingMean rotating(std::make_shared<RopeTables>(rope), mean, 2);
+    EXPECT_EQ(rotating.n_pairs(0), 4U);
+    EXPECT_EQ(rotating.n_pairs(1), 64U);
+
+    const int32_t t = 4321;
+    std::vector<float> key(128, 0.0F);
+    rotating.add(0, &t, 1, key.data(), key.size());
+    const std::vector<double> exact = rotated(rope, mean.data(), 128, t);
+    double error = 0.0;
+    for (size_t i = 0; i < 128; ++i) {
+        error += (key[i] - exact[i]) * (key[i] - exact[i]);
+    }
+    const double b_norm = norm(mean.data(), 128);
+    EXPECT_LT(std::sqrt(error), 1e-4 * b_norm);
+
+    const std::vector<float> q = random_vector(4 * 128, rng);
+    std::vector<float> prepared(rotating.prepared_floats(4));
+    rotating.prepare(0, q.data(), 4, prepared.data());
+    std::vector<float> s(4, 0.0F);
+    rotating.score(prepared.data(), 4, &t, 1, s.data());
+    for (size_t lane = 0; lane < 4; ++lane) {
+        double product = 0.0;
+        for (size_t i = 0; i < 128; ++i) {
+            product += double{q[lane * 128 + i]} * key[i];
+        }
+        EXPECT_NEAR(s[lane], product, 3e-6 * b_norm * norm(q.data() + lane * 128, 128));
+    }
+}
+
+TEST(RotatingMean, ZeroMeanKeepsNothing) {
+    const Rope rope = make_rope({"", Pairing::kAdjacent, 64, 64});
+    const RotatingMean rotating(std::make_shared<RopeTables>(rope), std::vector<float>(64, 0.0F), 1);
+    EXPECT_FALSE(rotating.empty());
+    EXPECT_EQ(rotating.n_pairs(0), 0U);
+    EXPECT_TRUE(RotatingMean().empty());
+}
+
+TEST(RotatingMean, RefusesWhatDoesNotFit) {
+    const auto tables = std::make_shared<RopeTables>(make_rope({"", Pairing::kHalves, 64, 64}));
+    EXPECT_THROW(RotatingMean(tables, std::vector<float>(63), 1), Error);
+    EXPECT_THROW(RotatingMean(tables, std::vector<float>(129), 2), Error);
+    EXPECT_THROW(RotatingMean(tables, std::vector<float>(64), 0), Error);
+    EXPECT_THROW(RopeTables(make_rope({"", Pairing::kHalves, 1024, 1024})), Error);
+}
+
+}  // namespace
+}  // namespace kvcodec

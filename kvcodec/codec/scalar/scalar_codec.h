@@ -1,0 +1,71 @@
+// The scalar codec: a randomised Hadamard rotation, then a fixed quantiser for Gaussian elements. It needs no
+// calibration and knows nothing of the model.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvcodec/codec/codec.h"
+
+namespace kvcodec {
+
+/// What a scalar code means: x = H^T (scale * level), element by element.
+///
+/// H = Hadamard * diag(+-1), orthonormal, in blocks of powers of two (80 = 64 + 16). Levels are 8-bit integers in units
+/// of the scale. A code is one plane of bits after the other and then one byte for the scale:
+///     2 bits  A          index = A
+///     3 bits  A B1       index = A | B1 << 2
+///     4 bits  A B2       index = A | B2 << 2
+///     8 bits  levels themselves, as signed bytes.
+/// A and B2 hold two bits of every element: element 8i + k of each 32 lies in byte k (of 8), bits 2i and 2i + 1. B1
+/// holds one: element 4i + k lies in byte k (of 4), bit i. A last half group of 16 takes half the bytes: the low
+/// nibbles of the second half of its bytes become the high nibbles of the first. The highest bit of an index is the
+/// sign.
+struct ScalarFormat {
+    static constexpr size_t kMaxDim = 512;
+
+    size_t dim = 0;
+    unsigned bits = 0;
+    size_t code_bytes = 0;
+    std::array<int8_t, 16> levels{};  ///< [2^bits] of an index, for 2 to 4 bits
+    std::array<float, 256> scales{};  ///< size of one level unit, by scale byte; 0 for byte 0
+    std::vector<float> signs;         ///< [dim], +-1 / sqrt(block)
+};
+
+/// Scalar quantisation with 2, 3, 4 (Lloyd-Max levels) or 8 bits (uniform levels) an element and 8 bits a vector.
+///
+/// The scale is the one of a logarithmic grid (12 steps an octave, 0.0007 to 1500) with the least squared error. Zero
+/// vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code space is the rotated vector:
+/// space() == dim().
+class ScalarCodec final : public Codec {
+  public:
+    /// dim: a multiple of 16, at most ScalarFormat::kMaxDim.
+    ScalarCodec(size_t dim, unsigned bits);
+
+    const ScalarFormat& format() const { return format_; }
+
+    std::string describe() const override;
+    size_t dim() const override { return format_.dim; }
+    size_t code_bytes() const override { return format_.code_bytes; }
+    size_t fixed_bytes() const override;
+    size_t space() const override { return format_.dim; }
+    size_t nonzeros() const override { return format_.dim; }
+
+    void encode(const float* x, size_t n, std::byte* codes) const override;
+    void decode(const std::byte* codes, size_t n, float* x) const override;
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
+    void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+               float* s) const override;
+    void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                    float* acc) const override;
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
+
+  private:
+    ScalarFormat format_;
+};
+
+}  // namespace kvcodec

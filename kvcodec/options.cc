@@ -1,0 +1,243 @@
+#include "kvcodec/options.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <charconv>
+#include <limits>
+#include <span>
+#include <system_error>
+#include <type_traits>
+#include <utility>
+
+#include "kvcodec/codec/dictionary/omp.h"
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+
+namespace {
+
+template <typename E>
+using Names = std::span<const std::pair<std::string_view, E>>;
+
+constexpr std::pair<std::string_view, Options::CodecChoice> kCodecs[] = {
+    {"auto", Options::CodecChoice::kAuto},
+    {"dictionary", Options::CodecChoice::kDictionary},
+    {"scalar", Options::CodecChoice::kScalar},
+    {"none", Options::CodecChoice::kNone},
+};
+constexpr std::pair<std::string_view, CoefficientFormat> kCoefficients[] = {
+    {"q4", CoefficientFormat::kSigned4},
+    {"fp8", CoefficientFormat::kFp8},
+};
+constexpr std::pair<std::string_view, CodeLayout> kLayouts[] = {
+    {"packed", CodeLayout::kPacked},
+    {"published", CodeLayout::kPublished},
+};
+constexpr std::pair<std::string_view, Options::Mode> kModes[] = {
+    {"live", Options::Mode::kLive},
+    {"strict", Options::Mode::kStrict},
+};
+constexpr std::pair<std::string_view, Options::Log> kLogs[] = {
+    {"quiet", Options::Log::kQuiet},
+    {"info", Options::Log::kInfo},
+    {"debug", Options::Log::kDebug},
+};
+constexpr std::pair<std::string_view, Options::Prefill> kPrefills[] = {
+    {"stream", Options::Prefill::kStream},
+    {"exact", Options::Prefill::kExact},
+};
+constexpr std::pair<std::string_view, bool> kSwitch[] = {{"on", true}, {"off", false}};
+
+constexpr uint32_t kMaxCells = std::numeric_limits<int32_t>::max();
+
+/// The value as T, all of it; nothing if it is not a number of that type.
+template <typename T>
+std::optional<T> parse_number(std::string_view value) {
+    T number{};
+    const auto [end, error] = std::from_chars(value.data(), value.data() + value.size(), number);
+    return error == std::errc() && end == value.data() + value.size() ? std::optional(number) : std::nullopt;
+}
+
+/// Like Options, with what was left out still open.
+struct Draft {
+    Options options;
+    std::optional<uint32_t> window;
+    std::optional<uint32_t> sinks;
+};
+
+/// Each setter returns false if it cannot use the value.
+template <typename E>
+bool set_name(std::string_view value, std::type_identity_t<Names<E>> names, E& to) {
+    const auto it = std::ranges::find(names, value, [](const auto& entry) { return entry.first; });
+    if (it != names.end()) {
+        to = it->second;
+    }
+    return it != names.end();
+}
+
+template <typename T, typename To>
+bool set_number(std::string_view value, T lowest, T highest, To& to) {
+    const auto number = parse_number<T>(value);
+    const bool valid = number && *number >= lowest && *number <= highest;
+    if (valid) {
+        to = *number;
+    }
+    return valid;
+}
+
+bool set_budget(std::string_view value, std::optional<double>& to) {
+    const bool percent = value.ends_with('%');
+    auto number = parse_number<double>(percent ? value.substr(0, value.size() - 1) : value);
+    if (number && percent) {
+        *number /= 100;
+    }
+    const bool valid = number && *number > 0 && *number <= 1;
+    if (valid) {
+        to = *number;
+    }
+    return valid;
+}
+
+bool set_sparsity(std::string_view value, std::optional<uint32_t>& to) {
+    return set_number<uint32_t>(value, 1, kMaxSparsity, to);
+}
+
+bool set_bits(std::string_view value, std::optional<uint32_t>& to) {
+    return (value == "3" || value == "4" || value == "8") && set_number<uint32_t>(value, 3, 8, to);
+}
+
+struct Key {
+    std::string_view name;
+    std::string_view valid;  // its values, for messages
+    bool (*set)(Draft&, std::string_view value);
+};
+
+constexpr std::string_view kSparsities = "a whole number from 1 to 64";
+constexpr std::string_view kBits = "3, 4 or 8";
+constexpr std::string_view kCounts = "a whole number >= 0";
+static_assert(kMaxSparsity == 64, "kSparsities says so");
+
+constexpr Key kKeys[] = {
+    {"artifact", "the path of an artifact",
+     [](Draft& d, std::string_view v) {
+         d.options.artifact = v;
+         return !v.empty();
+     }},
+    {"codec", "auto, dictionary, scalar or none",
+     [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
+    {"budget", "a share such as 20% or 0.2",
+     [](Draft& d, std::string_view v) { return set_budget(v, d.options.budget); }},
+    {"s", kSparsities,
+     [](Draft& d, std::string_view v) { return set_sparsity(v, d.options.s_k) && set_sparsity(v, d.options.s_v); }},
+    {"s_k", kSparsities, [](Draft& d, std::string_view v) { return set_sparsity(v, d.options.s_k); }},
+    {"s_v", kSparsities, [](Draft& d, std::string_view v) { return set_sparsity(v, d.options.s_v); }},
+    {"bits", kBits,
+     [](Draft& d, std::string_view v) { return set_bits(v, d.options.bits_k) && set_bits(v, d.options.bits_v); }},
+    {"bits_k", kBits, [](Draft& d, std::string_view v) { return set_bits(v, d.options.bits_k); }},
+    {"bits_v", kBits, [](Draft& d, std::string_view v) { return set_bits(v, d.options.bits_v); }},
+    {"coefficients", "q4 or fp8",
+     [](Draft& d, std::string_view v) { return set_name(v, kCoefficients, d.options.coefficients); }},
+    {"layout", "packed or published",
+     [](Draft& d, std::string_view v) { return set_name(v, kLayouts, d.options.layout); }},
+    {"relative_error", "a number >= 0 and < 1",
+     [](Draft& d, std::string_view v) {
+         return set_number<float>(v, 0.0F, 0x1.fffffep-1F, d.options.relative_error);  // the float below 1
+     }},
+    {"window", kCounts, [](Draft& d, std::string_view v) { return set_number<uint32_t>(v, 0, kMaxCells, d.window); }},
+    {"sinks", kCounts, [](Draft& d, std::string_view v) { return set_number<uint32_t>(v, 0, kMaxCells, d.sinks); }},
+    {"mode", "live or strict", [](Draft& d, std::string_view v) { return set_name(v, kModes, d.options.mode); }},
+    {"log", "quiet, info or debug", [](Draft& d, std::string_view v) { return set_name(v, kLogs, d.options.log); }},
+    {"release", "on or off", [](Draft& d, std::string_view v) { return set_name(v, kSwitch, d.options.release); }},
+    {"crossover", "a whole number of cells, or -1 for automatic",
+     [](Draft& d, std::string_view v) {
+         return set_number<int32_t>(v, -1, std::numeric_limits<int32_t>::max(), d.options.crossover);
+     }},
+    {"prefill", "stream or exact",
+     [](Draft& d, std::string_view v) { return set_name(v, kPrefills, d.options.prefill); }},
+};
+
+void parse_item(Draft& draft, std::string_view item) {
+    const size_t equals = item.find('=');
+    const std::string_view name = item.substr(0, equals);
+    const auto* key = std::ranges::find(kKeys, name, &Key::name);
+    if (key == std::end(kKeys)) {
+        std::string valid;
+        for (const Key& known : kKeys) {
+            valid += fmt::format("{}{}", valid.empty() ? "" : ", ", known.name);
+        }
+        throw Error(fmt::format("KVCODEC: unknown key '{}'; the keys are {}", name, valid));
+    }
+    const std::string_view value = equals == std::string_view::npos ? "" : item.substr(equals + 1);
+    if (!key->set(draft, value)) {
+        throw Error(fmt::format("KVCODEC: {}={} is not valid; give {}", name, value, key->valid));
+    }
+}
+
+template <typename E>
+std::string_view name_of(Names<E> names, E value) {
+    return std::ranges::find(names, value, [](const auto& entry) { return entry.second; })->first;
+}
+
+}  // namespace
+
+Options parse_options(std::string_view text) {
+    Draft draft;
+    while (!text.empty()) {
+        const std::string_view item = text.substr(0, text.find(','));
+        text.remove_prefix(std::min(text.size(), item.size() + 1));
+        if (!item.empty()) {
+            parse_item(draft, item);
+        }
+    }
+    const bool strict = draft.options.mode == Options::Mode::kStrict;
+    if (strict && draft.window.value_or(0) != 0) {
+        throw Error(fmt::format("KVCODEC: mode=strict keeps no window, but window={} is given; leave one of them out",
+                                *draft.window));
+    }
+    draft.options.window = draft.window.value_or(strict ? 0 : draft.options.window);
+    draft.options.sinks = draft.sinks.value_or(strict ? 0 : draft.options.sinks);
+    return draft.options;
+}
+
+std::string to_string(const Options& options) {
+    if (options.artifact.find(',') != std::string::npos) {
+        throw Error(fmt::format("KVCODEC cannot hold the artifact path '{}': it contains a comma; rename the file",
+                                options.artifact));
+    }
+    const Options defaults = parse_options(options.mode == Options::Mode::kStrict ? "mode=strict" : "");
+    std::string text;
+    const auto put = [&](std::string_view key, const auto& value, bool wanted) {
+        if (wanted) {
+            text += fmt::format("{}{}={}", text.empty() ? "" : ",", key, value);
+        }
+    };
+    const auto put_name = [&]<typename E>(std::string_view key, E value, E otherwise,
+                                          std::type_identity_t<Names<E>> names) {
+        put(key, name_of<E>(names, value), value != otherwise);
+    };
+    const auto put_sides = [&](const std::string& key, std::optional<uint32_t> k, std::optional<uint32_t> v) {
+        const bool both = k && k == v;
+        put(key, k.value_or(0), both);
+        put(key + "_k", k.value_or(0), k && !both);
+        put(key + "_v", v.value_or(0), v && !both);
+    };
+    put("artifact", options.artifact, !options.artifact.empty());
+    put_name("codec", options.codec, defaults.codec, kCodecs);
+    put("budget", options.budget.value_or(0), options.budget.has_value());
+    put_sides("s", options.s_k, options.s_v);
+    put_sides("bits", options.bits_k, options.bits_v);
+    put_name("coefficients", options.coefficients, defaults.coefficients, kCoefficients);
+    put_name("layout", options.layout, defaults.layout, kLayouts);
+    put("relative_error", options.relative_error, options.relative_error != defaults.relative_error);
+    put_name("mode", options.mode, Options::Mode::kLive, kModes);
+    put("window", options.window, options.window != defaults.window);
+    put("sinks", options.sinks, options.sinks != defaults.sinks);
+    put_name("log", options.log, defaults.log, kLogs);
+    put_name("release", options.release, defaults.release, kSwitch);
+    put("crossover", options.crossover, options.crossover != defaults.crossover);
+    put_name("prefill", options.prefill, defaults.prefill, kPrefills);
+    return text;
+}
+
+}  // namespace kvcodec

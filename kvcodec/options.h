@@ -1,0 +1,59 @@
+// What a user may choose: the environment variable KVCODEC, parsed.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <string_view>
+
+#include "kvcodec/codec/dictionary/packing.h"
+
+namespace kvcodec {
+
+/// KVCODEC is a list `key=value,key=value`; a value may hold anything but ','. A key given twice: the last one counts.
+/// Each field names its key.
+struct Options {
+    enum class CodecChoice : uint8_t {
+        kAuto,        ///< dictionary with an artifact, scalar without
+        kDictionary,  ///< needs an artifact
+        kScalar,      ///< needs no artifact
+        kNone,        ///< every layer passes through
+    };
+    enum class Mode : uint8_t {
+        kLive,    ///< window and sinks stay dense
+        kStrict,  ///< every key is read through its code: window 0, and sinks 0 unless given
+    };
+    enum class Log : uint8_t { kQuiet, kInfo, kDebug };
+    enum class Prefill : uint8_t {
+        kStream,  ///< a prompt is coded while it is read
+        kExact,   ///< a prompt stays dense until the first single-token step
+    };
+
+    std::string artifact;                    ///< artifact=PATH
+    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none
+    std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
+    std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
+    std::optional<uint32_t> s_v;             ///< s_v=
+    std::optional<uint32_t> bits_k;          ///< bits_k=3|4|8, or bits= for both: the scalar codec's
+    std::optional<uint32_t> bits_v;          ///< bits_v=
+    CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
+    CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published
+    float relative_error = 0.0F;         ///< relative_error=, in [0, 1): OMP stops early below it; 0 = off
+    uint32_t window = 128;               ///< window=: a cell stays dense until as many queries have seen it
+    uint32_t sinks = 4;                  ///< sinks=: positions at the start that stay dense
+    Mode mode = Mode::kLive;             ///< mode=live|strict
+    Log log = Log::kInfo;                ///< log=quiet|info|debug
+    bool release = true;                 ///< release=on|off: give dense memory back to the system
+    int32_t crossover = -1;              ///< crossover=: attention in code space from that many cells; -1 = auto
+    Prefill prefill = Prefill::kStream;  ///< prefill=stream|exact
+
+    bool operator==(const Options&) const = default;
+};
+
+/// Throws Error naming the unknown key or the bad value, and the valid ones.
+Options parse_options(std::string_view text);
+/// The shortest text that parse_options turns into the same options: defaults are left out. An artifact path with ','
+/// in it cannot be written: throws Error.
+std::string to_string(const Options& options);
+
+}  // namespace kvcodec

@@ -1,0 +1,136 @@
+#include "kvcodec/options.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+namespace {
+
+std::string error_of(std::string_view text) {
+    try {
+        parse_options(text);
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return {};
+}
+
+TEST(OptionsTest, EmptyTextMeansDefaults) {
+    EXPECT_EQ(parse_options(""), Options());
+    EXPECT_EQ(parse_options(",,"), Options());
+    EXPECT_EQ(to_string(Options()), "");
+}
+
+TEST(OptionsTest, ReadsEveryKey) {
+    const Options options = parse_options(
+        "artifact=/tmp/a b=c.kvc.gguf,codec=dictionary,budget=20%,s_k=8,s_v=12,bits_k=3,bits_v=8,coefficients=fp8,"
+        "layout=published,relative_error=0.25,window=64,sinks=2,log=debug,release=off,crossover=512,prefill=exact");
+    EXPECT_EQ(options.artifact, "/tmp/a b=c.kvc.gguf");
+    EXPECT_EQ(options.codec, Options::CodecChoice::kDictionary);
+    EXPECT_DOUBLE_EQ(options.budget.value(), 0.2);
+    EXPECT_EQ(options.s_k, 8U);
+    EXPECT_EQ(options.s_v, 12U);
+    EXPECT_EQ(options.bits_k, 3U);
+    EXPECT_EQ(options.bits_v, 8U);
+    EXPECT_EQ(options.coefficients, CoefficientFormat::kFp8);
+    EXPECT_EQ(options.layout, CodeLayout::kPublished);
+    EXPECT_EQ(options.relative_error, 0.25F);
+    EXPECT_EQ(options.window, 64U);
+    EXPECT_EQ(options.sinks, 2U);
+    EXPECT_EQ(options.log, Options::Log::kDebug);
+    EXPECT_FALSE(options.release);
+    EXPECT_EQ(options.crossover, 512);
+    EXPECT_EQ(options.prefill, Options::Prefill::kExact);
+}
+
+TEST(OptionsTest, LastMentionCounts) {
+    EXPECT_EQ(parse_options("window=1,window=2").window, 2U);
+    const Options options = parse_options("s_k=4,s=8,s_v=6");
+    EXPECT_EQ(options.s_k, 8U);
+    EXPECT_EQ(options.s_v, 6U);
+}
+
+TEST(OptionsTest, BudgetIsAShare) {
+    EXPECT_DOUBLE_EQ(parse_options("budget=12.5%").budget.value(), 0.125);
+    EXPECT_DOUBLE_EQ(parse_options("budget=0.125").budget.value(), 0.125);
+    EXPECT_DOUBLE_EQ(parse_options("budget=100%").budget.value(), 1.0);
+}
+
+TEST(OptionsTest, StrictKeepsNothingDenseUnlessSinksAreGiven) {
+    const Options strict = parse_options("mode=strict");
+    EXPECT_EQ(strict.window, 0U);
+    EXPECT_EQ(strict.sinks, 0U);
+    EXPECT_EQ(parse_options("sinks=4,mode=strict").sinks, 4U);
+    EXPECT_EQ(parse_options("mode=strict,window=0").window, 0U);
+    EXPECT_NE(error_of("window=128,mode=strict").find("window=128"), std::string::npos);
+}
+
+TEST(OptionsTest, RoundTrips) {
+    for (const char* text : {"mode=strict", "mode=strict,sinks=4", "mode=live,window=0,sinks=0", "s=8", "s_k=8",
+                             "s_v=9", "s_k=8,s_v=9,bits=4", "bits_v=3", "budget=18.3%", "budget=0.3333333333333333",
+                             "relative_error=0.1", "crossover=0", "codec=none,log=quiet,release=off,prefill=exact",
+                             "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published"}) {
+        const Options options = parse_options(text);
+        EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
+    }
+}
+
+TEST(OptionsTest, CommaInThePathCannotBeWritten) {
+    Options options;
+    options.artifact = "/a,b.gguf";
+    EXPECT_THROW(to_string(options), Error);
+}
+
+TEST(OptionsTest, NamesTheUnknownKeyAndTheValidOnes) {
+    const std::string message = error_of("bugdet=20%");
+    EXPECT_NE(message.find("'bugdet'"), std::string::npos) << message;
+    EXPECT_NE(message.find("budget"), std::string::npos) << message;
+    EXPECT_FALSE(error_of("=").empty());
+    EXPECT_FALSE(error_of("20%").empty());
+}
+
+TEST(OptionsTest, NamesTheBadValueAndTheValidOnes) {
+    const std::string message = error_of("codec=zip");
+    EXPECT_NE(message.find("codec=zip"), std::string::npos) << message;
+    EXPECT_NE(message.find("dictionary"), std::string::npos) << message;
+    for (const char* text : {"artifact=",
+                             "codec",
+                             "codec=",
+                             "budget=0",
+                             "budget=-1",
+                             "budget=20",
+                             "budget=1.01",
+                             "budget=nan",
+                             "budget=%",
+                             "budget=20%%",
+                             "s=0",
+                             "s=65",
+                             "s=-1",
+                             "s=4.5",
+                             "s=99999999999",
+                             "s= 8",
+                             "bits=5",
+                             "bits=",
+                             "coefficients=q8",
+                             "layout=x",
+                             "relative_error=1",
+                             "relative_error=-0.1",
+                             "relative_error=nan",
+                             "window=-1",
+                             "window=4294967295",
+                             "window=1k",
+                             "sinks=x",
+                             "mode=fast",
+                             "log=all",
+                             "release=1",
+                             "crossover=-2",
+                             "prefill=x"}) {
+        EXPECT_FALSE(error_of(text).empty()) << text;
+    }
+}
+
+}  // namespace
+}  // namespace kvcodec

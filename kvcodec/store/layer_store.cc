@@ -1,0 +1,286 @@
+#include "kvcodec/store/layer_store.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "kvcodec/half.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcodec/store/layer_store.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcodec {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+void widen_row(const uint16_t* half, size_t n, float* wide) {
+    const hn::ScalableTag<float> d;
+    const hn::Rebind<hwy::float16_t, decltype(d)> dh;
+    size_t i = 0;
+    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+        hn::StoreU(hn::PromoteTo(d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(half + i))), d, wide + i);
+    }
+    for (; i < n; ++i) {
+        wide[i] = half_to_float(half[i]);
+    }
+}
+
+void narrow_row(const float* wide, size_t n, uint16_t* half) {
+    const hn::ScalableTag<float> d;
+    const hn::Rebind<hwy::float16_t, decltype(d)> dh;
+    size_t i = 0;
+    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+        hn::StoreU(hn::DemoteTo(dh, hn::LoadU(d, wide + i)), dh, reinterpret_cast<hwy::float16_t*>(half + i));
+    }
+    for (; i < n; ++i) {
+        half[i] = float_to_half(wide[i]);
+    }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvcodec
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcodec {
+namespace {
+
+HWY_EXPORT(widen_row);
+HWY_EXPORT(narrow_row);
+
+void widen(const uint16_t* half, size_t n, float* wide) { HWY_DYNAMIC_DISPATCH(widen_row)(half, n, wide); }
+void narrow(const float* wide, size_t n, uint16_t* half) { HWY_DYNAMIC_DISPATCH(narrow_row)(wide, n, half); }
+
+}  // namespace
+
+LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory)
+    : n_cells_(n_cells),
+      k_row_(k_row),
+      v_row_(v_row),
+      state_(n_cells),
+      pool_((k_row + v_row) * sizeof(uint16_t), n_cells, release_memory) {}
+
+void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
+    geometry_ = geometry;
+    codecs_ = std::move(codecs);
+    codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
+    codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
+}
+
+std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {
+    const Reservation& memory = side == Side::kK ? codes_k_ : codes_v_;
+    const size_t row = (cell / kBlock * geometry_.n_head_kv + head) * kBlock + cell % kBlock;
+    return memory.data() + row * codec(side).code_bytes();
+}
+
+const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
+    return code(side, block * kBlock, head);
+}
+
+uint16_t* LayerStore::make_dense(Side side, size_t cell) {
+    if (is_coded(cell)) {
+        drop(cell);
+    }
+    auto [entry, added] = slot_of_cell_.try_emplace(static_cast<uint32_t>(cell), 0);
+    if (added) {
+        entry->second = pool_.acquire();
+        std::memset(pool_.row(entry->second), 0, pool_.row_bytes());
+    }
+    state_[cell] |= side == Side::kK ? kDenseK : kDenseV;
+    auto* row = reinterpret_cast<uint16_t*>(pool_.row(entry->second));
+    return side == Side::kK ? row : row + k_row_;
+}
+
+void LayerStore::write(Side side, size_t cell, const float* row) {
+    narrow(row, row_length(side), make_dense(side, cell));
+}
+
+void LayerStore::write_half(Side side, size_t cell, const uint16_t* row) {
+    std::memcpy(make_dense(side, cell), row, row_length(side) * sizeof(uint16_t));
+}
+
+const uint16_t* LayerStore::dense_row(Side side, size_t cell) const {
+    const auto* row = reinterpret_cast<const uint16_t*>(pool_.row(slot_of_cell_.at(static_cast<uint32_t>(cell))));
+    return side == Side::kK ? row : row + k_row_;
+}
+
+void LayerStore::drop(size_t cell) {
+    if (const auto entry = slot_of_cell_.find(static_cast<uint32_t>(cell)); entry != slot_of_cell_.end()) {
+        pool_.release(entry->second);
+        slot_of_cell_.erase(entry);
+    }
+    if (is_coded(cell)) {
+        --n_coded_;
+    }
+    if (!shift_.empty()) {
+        shift_[cell] = 0;
+    }
+    state_[cell] = 0;
+}
+
+void LayerStore::clear() {
+    std::fill(state_.begin(), state_.end(), uint8_t{0});
+    shift_ = {};
+    slot_of_cell_.clear();
+    pool_.clear();
+    n_coded_ = 0;
+    codes_k_.release(0, codes_k_.size());
+    codes_v_.release(0, codes_v_.size());
+}
+
+void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions) {
+    const size_t dim = side == Side::kK ? geometry_.dim_k : geometry_.dim_v;
+    const size_t code_bytes = codec(side).code_bytes();
+    std::vector<float> x(cells.size() * dim);
+    std::vector<std::byte> codes(cells.size() * code_bytes);
+    for (size_t i = 0; i < cells.size(); ++i) {
+        widen(dense_row(side, cells[i]) + head * dim, dim, &x[i * dim]);
+    }
+    if (side == Side::kK && !codecs_.k_mean.empty()) {
+        std::vector<int32_t> position(cells.size());
+        std::transform(cells.begin(), cells.end(), position.begin(), [&](uint32_t cell) { return positions[cell]; });
+        codecs_.k_mean.subtract(head, position.data(), cells.size(), x.data(), dim);
+    }
+    if (side == Side::kV && !codecs_.v_mean.empty()) {
+        const float* mean = &codecs_.v_mean[head * dim];
+        for (size_t i = 0; i < x.size(); ++i) {
+            x[i] -= mean[i % dim];
+        }
+    }
+    codec(side).encode(x.data(), cells.size(), codes.data());
+    for (size_t i = 0; i < cells.size(); ++i) {
+        std::memcpy(code(side, cells[i], head), &codes[i * code_bytes], code_bytes);
+    }
+}
+
+void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team) {
+    // One task codes up to kBatch cells of one head and side.
+    constexpr size_t kBatch = 256;
+    const size_t n_heads = geometry_.n_head_kv;
+    const size_t batch = std::clamp<size_t>((cells.size() + team.size() - 1) / team.size(), 1, kBatch);
+    const size_t n_batches = (cells.size() + batch - 1) / batch;
+    std::atomic<size_t> next = 0;
+    team.run([&](size_t) {
+        for (size_t task = next++; task < 2 * n_heads * n_batches; task = next++) {
+            const size_t first = task / (2 * n_heads) * batch;
+            const auto part = cells.subspan(first, std::min(batch, cells.size() - first));
+            encode_side(task % 2 == 0 ? Side::kK : Side::kV, task / 2 % n_heads, part, positions);
+        }
+    });
+    for (const uint32_t cell : cells) {
+        drop(cell);
+        state_[cell] = kCoded;
+        ++n_coded_;
+    }
+}
+
+void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, size_t n, const int32_t* positions,
+                            float* x) const {
+    const size_t dim = codec(side).dim();
+    const size_t cell = block * kBlock + first;
+    codec(side).decode(code(side, cell, head), n, x);
+    rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
+    if (side == Side::kK) {
+        for (size_t i = 0; i < n; ++i) {
+            if (shift(cell + i) != 0) {
+                codecs_.rope.shift(x + i * dim, shift(cell + i));
+            }
+        }
+        if (!codecs_.k_mean.empty()) {
+            codecs_.k_mean.add(head, positions + cell, n, x, dim);
+        }
+    } else if (!codecs_.v_mean.empty()) {
+        const float* mean = &codecs_.v_mean[head * dim];
+        for (size_t i = 0; i < n; ++i) {
+            for (size_t j = 0; j < dim; ++j) {
+                x[i * dim + j] += mean[j];
+            }
+        }
+    }
+}
+
+void LayerStore::gather(Side side, size_t block, size_t head, std::span<const uint16_t> rows, const int32_t* positions,
+                        float* x) const {
+    const size_t dim = side == Side::kK ? geometry_.dim_k : geometry_.dim_v;
+    for (size_t i = 0; i < rows.size();) {
+        const size_t cell = block * kBlock + rows[i];
+        size_t run = 1;
+        if (is_coded(cell)) {
+            while (i + run < rows.size() && rows[i + run] == rows[i] + run && is_coded(cell + run)) {
+                ++run;
+            }
+            decode_run(side, block, head, rows[i], run, positions, x + i * dim);
+        } else if (is_dense(cell)) {
+            widen(dense_row(side, cell) + head * dim, dim, x + i * dim);
+        } else {
+            std::fill_n(x + i * dim, dim, 0.0F);
+        }
+        i += run;
+    }
+}
+
+void LayerStore::read(Side side, size_t cell, const int32_t* positions, uint16_t* row) const {
+    if (is_dense(cell)) {
+        std::memcpy(row, dense_row(side, cell), row_length(side) * sizeof(uint16_t));
+    } else if (is_coded(cell)) {
+        const size_t dim = codec(side).dim();
+        std::vector<float> x(dim);
+        for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+            decode_run(side, cell / kBlock, head, cell % kBlock, 1, positions, x.data());
+            narrow(x.data(), dim, row + head * dim);
+        }
+    } else {
+        std::fill_n(row, row_length(side), uint16_t{0});
+    }
+}
+
+void LayerStore::shift_key(size_t cell, int32_t delta, const Rope& rope) {
+    if (is_coded(cell)) {
+        if (shift_.empty()) {
+            shift_.resize(n_cells_);
+        }
+        shift_[cell] += delta;
+    } else if (is_dense(cell)) {
+        auto* row = const_cast<uint16_t*>(dense_row(Side::kK, cell));
+        std::vector<float> x(rope.head_dim());
+        for (size_t first = 0; first < k_row_; first += x.size()) {
+            widen(row + first, x.size(), x.data());
+            rope.shift(x.data(), delta);
+            narrow(x.data(), x.size(), row + first);
+        }
+    }
+}
+
+void LayerStore::copy_cell(size_t from, size_t to) {
+    drop(to);
+    if (is_coded(from)) {
+        for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+            std::memcpy(code(Side::kK, to, head), code(Side::kK, from, head), codecs_.k->code_bytes());
+            std::memcpy(code(Side::kV, to, head), code(Side::kV, from, head), codecs_.v->code_bytes());
+        }
+        state_[to] = kCoded;
+        ++n_coded_;
+        if (!shift_.empty()) {
+            shift_[to] = shift_[from];
+        }
+    } else if (is_dense(from)) {
+        const uint8_t state = state_[from];
+        write_half(Side::kK, to, dense_row(Side::kK, from));
+        write_half(Side::kV, to, dense_row(Side::kV, from));
+        state_[to] = state;
+    }
+}
+
+size_t LayerStore::resident_bytes() const {
+    return pool_.resident_bytes() + codes_k_.resident_bytes() + codes_v_.resident_bytes() + state_.size() +
+           shift_.size() * sizeof(int32_t);
+}
+
+size_t LayerStore::code_bytes_per_token() const {
+    return geometry_.n_head_kv * (codecs_.k->code_bytes() + codecs_.v->code_bytes());
+}
+
+}  // namespace kvcodec
+#endif

@@ -1,0 +1,128 @@
+// The cached keys and values of one layer: dense rows of recent cells, codes of the others.
+#pragma once
+
+#include <atomic>
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <unordered_map>
+#include <vector>
+
+#include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/mean/rotating_mean.h"
+#include "kvcodec/codec/rope.h"
+#include "kvcodec/store/dense_pool.h"
+#include "kvcodec/store/reservation.h"
+#include "kvcodec/threads.h"
+
+namespace kvcodec {
+
+/// Sizes of one layer's cache. n_cells counts all streams and is a multiple of LayerStore::kBlock.
+struct LayerGeometry {
+    size_t n_cells = 0;
+    size_t n_head_kv = 0;
+    size_t dim_k = 0;
+    size_t dim_v = 0;
+};
+
+/// What turns the rows of one layer into codes. K: mean (rotated with position), then codec. V: plain mean, then codec.
+struct LayerCodecs {
+    std::shared_ptr<const Codec> k;
+    std::shared_ptr<const Codec> v;
+    RotatingMean k_mean;
+    std::vector<float> v_mean;  ///< [n_head_kv, dim_v] or empty
+    Rope rope;
+};
+
+enum class Side : uint8_t { kK, kV };
+
+/// State is kept per cell, storage per block of kBlock cells: codes of (block, head) are contiguous, so that attention
+/// streams through them. A cell is dense (row in a pool) or coded, K and V together; an empty cell is neither.
+/// Positions are passed in: they are the same for all layers of a cache.
+class LayerStore {
+  public:
+    static constexpr size_t kBlock = 64;
+
+    /// row lengths in elements: K row = n_head_kv * dim_k.
+    LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory);
+
+    /// Must come before encode() and after the geometry is known.
+    void set_codecs(const LayerGeometry& geometry, LayerCodecs codecs);
+    bool has_codecs() const { return codecs_.k != nullptr; }
+    const LayerCodecs& codecs() const { return codecs_; }
+    const LayerGeometry& geometry() const { return geometry_; }
+
+    /// Overwrites one side of a cell with a dense row (float or half precision).
+    void write(Side side, size_t cell, const float* row);
+    void write_half(Side side, size_t cell, const uint16_t* row);
+
+    bool is_dense(size_t cell) const { return (state_[cell] & (kDenseK | kDenseV)) != 0; }
+    bool is_whole(size_t cell) const { return (state_[cell] & (kDenseK | kDenseV)) == (kDenseK | kDenseV); }
+    bool is_coded(size_t cell) const { return (state_[cell] & kCoded) != 0; }
+    /// Positions that a coded key was shifted by since it was coded.
+    int32_t shift(size_t cell) const { return shift_.empty() ? 0 : shift_[cell]; }
+    /// Half-precision row of a dense cell.
+    const uint16_t* dense_row(Side side, size_t cell) const;
+
+    /// Codes of the kBlock rows of one block and head.
+    const std::byte* codes(Side side, size_t block, size_t head) const;
+
+    /// Codes dense cells and frees their rows. positions: by cell; may be null when there is no K mean.
+    void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
+
+    /// x[i, dim] of one head for the listed rows (offsets within the block): dense rows widened, codes decoded. Empty
+    /// cells read as zero.
+    void gather(Side side, size_t block, size_t head, std::span<const uint16_t> rows, const int32_t* positions,
+                float* x) const;
+    /// One whole row [n_head_kv * dim] in half precision, from whatever state it is in.
+    void read(Side side, size_t cell, const int32_t* positions, uint16_t* row) const;
+
+    /// Moves the key of one cell by `delta` positions: dense rows are rotated, codes remember the shift. `rope` is what
+    /// the host's shift applies.
+    void shift_key(size_t cell, int32_t delta, const Rope& rope);
+
+    /// Makes cell `to` a copy of cell `from`, in code where it is coded. Both stores have equal geometry and codecs.
+    void copy_cell(size_t from, size_t to);
+
+    void drop(size_t cell);
+    void clear();
+    void trim() { pool_.trim(); }
+
+    size_t dense_rows() const { return pool_.size(); }
+    size_t coded_cells() const { return n_coded_; }
+    size_t resident_bytes() const;
+    /// Bytes per coded token: codes of all heads, K and V.
+    size_t code_bytes_per_token() const;
+    /// Coded rows (one head, one side) that gather() and read() rebuilt so far.
+    uint64_t rows_rebuilt() const { return rows_rebuilt_.load(std::memory_order_relaxed); }
+
+  private:
+    static constexpr uint8_t kDenseK = 1;
+    static constexpr uint8_t kDenseV = 2;
+    static constexpr uint8_t kCoded = 4;
+
+    uint16_t* make_dense(Side side, size_t cell);
+    void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions);
+    const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
+    size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
+    std::byte* code(Side side, size_t cell, size_t head) const;
+    void decode_run(Side side, size_t block, size_t head, size_t first, size_t n, const int32_t* positions,
+                    float* x) const;
+
+    size_t n_cells_;
+    size_t k_row_;
+    size_t v_row_;
+    LayerGeometry geometry_;
+    LayerCodecs codecs_;
+    std::vector<uint8_t> state_;
+    std::vector<int32_t> shift_;
+    std::unordered_map<uint32_t, uint32_t> slot_of_cell_;
+    DensePool pool_;
+    Reservation codes_k_;
+    Reservation codes_v_;
+    size_t n_coded_ = 0;
+    mutable std::atomic<uint64_t> rows_rebuilt_ = 0;
+};
+
+}  // namespace kvcodec

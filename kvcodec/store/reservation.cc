@@ -1,0 +1,74 @@
+#include "kvcodec/store/reservation.h"
+
+#include <fmt/format.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+
+Reservation::Reservation(size_t bytes) : bytes_((bytes + kPageBytes - 1) / kPageBytes * kPageBytes) {
+    if (bytes_ == 0) {
+        return;
+    }
+    void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (mapped == MAP_FAILED) {
+        throw Error(fmt::format("cannot reserve {} MiB of address space ({}); lower the context size", bytes_ >> 20,
+                                std::strerror(errno)));
+    }
+    // Huge pages would make sparsely touched memory resident.
+    madvise(mapped, bytes_, MADV_NOHUGEPAGE);
+    data_ = static_cast<std::byte*>(mapped);
+}
+
+Reservation::~Reservation() {
+    if (data_ != nullptr) {
+        munmap(data_, bytes_);
+    }
+}
+
+Reservation::Reservation(Reservation&& other) noexcept
+    : data_(std::exchange(other.data_, nullptr)), bytes_(std::exchange(other.bytes_, 0)) {}
+
+Reservation& Reservation::operator=(Reservation&& other) noexcept {
+    std::swap(data_, other.data_);
+    std::swap(bytes_, other.bytes_);
+    return *this;
+}
+
+void Reservation::release(size_t offset, size_t bytes) {
+    const size_t begin = (offset + kPageBytes - 1) / kPageBytes * kPageBytes;
+    const size_t end = std::min((offset + bytes) / kPageBytes * kPageBytes, bytes_);
+    if (begin < end) {
+        madvise(data_ + begin, end - begin, MADV_DONTNEED);
+    }
+}
+
+void Reservation::protect(size_t offset, size_t bytes) {
+    release(offset, bytes);
+    mprotect(data_ + offset, bytes, PROT_NONE);
+}
+
+void Reservation::unprotect(size_t offset, size_t bytes) { mprotect(data_ + offset, bytes, PROT_READ | PROT_WRITE); }
+
+size_t Reservation::resident_bytes() const {
+    constexpr size_t kPagesAtOnce = 16384;
+    std::vector<unsigned char> present(kPagesAtOnce);
+    size_t pages = 0;
+    for (size_t offset = 0; offset < bytes_; offset += kPagesAtOnce * kPageBytes) {
+        const size_t part = std::min(kPagesAtOnce * kPageBytes, bytes_ - offset);
+        if (mincore(data_ + offset, part, present.data()) == 0) {
+            pages += std::count_if(present.begin(), present.begin() + static_cast<std::ptrdiff_t>(part / kPageBytes),
+                                   [](unsigned char flags) { return (flags & 1) != 0; });
+        }
+    }
+    return pages * kPageBytes;
+}
+
+}  // namespace kvcodec

@@ -1,0 +1,36 @@
+// Address space that becomes memory only where it is touched, and can be given back page by page.
+#pragma once
+
+#include <cstddef>
+
+namespace kvcodec {
+
+/// An anonymous mapping of `bytes` zero bytes. Throws Error when the system refuses the address space.
+class Reservation {
+  public:
+    static constexpr size_t kPageBytes = 4096;
+
+    Reservation() = default;
+    explicit Reservation(size_t bytes);
+    ~Reservation();
+    Reservation(Reservation&& other) noexcept;
+    Reservation& operator=(Reservation&& other) noexcept;
+    Reservation(const Reservation&) = delete;
+    Reservation& operator=(const Reservation&) = delete;
+
+    std::byte* data() const { return data_; }
+    size_t size() const { return bytes_; }
+    /// Gives whole pages inside [offset, offset + bytes) back to the system; they read as zero afterwards.
+    void release(size_t offset, size_t bytes);
+    /// Makes [offset, offset + bytes), both page-aligned, inaccessible: a stray read faults instead of seeing zeros.
+    void protect(size_t offset, size_t bytes);
+    void unprotect(size_t offset, size_t bytes);
+    /// Bytes of pages in memory now.
+    size_t resident_bytes() const;
+
+  private:
+    std::byte* data_ = nullptr;
+    size_t bytes_ = 0;
+};
+
+}  // namespace kvcodec

@@ -1,0 +1,130 @@
+// `kvcodec inspect`: what an artifact holds and how many bytes a token takes with it.
+#include <fmt/format.h>
+
+#include <array>
+#include <cstdint>
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+#include <string>
+
+#include "kvcodec/artifact/artifact.h"
+#include "kvcodec/codec/dictionary/packing.h"
+#include "tools/commands.h"
+
+namespace kvcodec {
+
+namespace {
+
+constexpr std::array<size_t, 6> kSparsities = {4, 8, 12, 16, 24, 32};
+
+struct InspectOptions {
+    std::string path;
+    bool json = false;
+};
+
+/// Bytes of one token's K and V in all layers of the artifact.
+struct TokenBytes {
+    uint64_t f16 = 0;
+    uint64_t packed = 0;     ///< 4-bit coefficients
+    uint64_t published = 0;  ///< the published layout
+
+    double packed_rate() const { return static_cast<double>(packed) / static_cast<double>(f16); }
+    double published_rate() const { return static_cast<double>(published) / static_cast<double>(f16); }
+};
+
+TokenBytes token_bytes(const Artifact& artifact, size_t sparsity) {
+    TokenBytes bytes;
+    for (const LayerArtifact& layer : artifact.layers) {
+        for (const SideArtifact* side : {&layer.k, &layer.v}) {
+            const auto code_bytes = [&](CoefficientFormat format, CodeLayout layout) {
+                return Packing::code_bytes(side->n_atoms, sparsity, format, layout);
+            };
+            bytes.f16 += layer.n_head_kv * side->dim * sizeof(uint16_t);
+            bytes.packed += layer.n_head_kv * code_bytes(CoefficientFormat::kSigned4, CodeLayout::kPacked);
+            bytes.published += layer.n_head_kv * code_bytes(CoefficientFormat::kFp8, CodeLayout::kPublished);
+        }
+    }
+    return bytes;
+}
+
+nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
+    const auto side_json = [](const SideArtifact& side) {
+        return nlohmann::json{{"dim", side.dim}, {"n_atoms", side.n_atoms}, {"heldout_error", side.heldout_error}};
+    };
+    nlohmann::json layers = nlohmann::json::array();
+    for (const LayerArtifact& layer : artifact.layers) {
+        layers.push_back({{"layer", layer.layer},
+                          {"n_head_kv", layer.n_head_kv},
+                          {"k", side_json(layer.k)},
+                          {"v", side_json(layer.v)}});
+    }
+    nlohmann::json rates = nlohmann::json::array();
+    for (const size_t sparsity : kSparsities) {
+        const TokenBytes bytes = token_bytes(artifact, sparsity);
+        rates.push_back({{"s", sparsity},
+                         {"packed_bytes_per_token", bytes.packed},
+                         {"packed_rate", bytes.packed_rate()},
+                         {"published_bytes_per_token", bytes.published},
+                         {"published_rate", bytes.published_rate()}});
+    }
+    return {{"model",
+             {{"name", artifact.model_name},
+              {"architecture", artifact.architecture},
+              {"fingerprint", artifact.model_fingerprint}}},
+            {"training",
+             {{"source", artifact.training_source},
+              {"tokens", artifact.training_tokens},
+              {"s", artifact.training_sparsity}}},
+            {"file_bytes", file_bytes},
+            {"f16_bytes_per_token", token_bytes(artifact, 1).f16},
+            {"layers", layers},
+            {"rates", rates}};
+}
+
+void print_text(const Artifact& artifact, uint64_t file_bytes) {
+    fmt::print("model        {} ({})\n", artifact.model_name, artifact.architecture);
+    fmt::print("fingerprint  {}\n", artifact.model_fingerprint);
+    fmt::print("trained on   {}: {} tokens at s={}\n", artifact.training_source, artifact.training_tokens,
+               artifact.training_sparsity);
+    fmt::print("file         {} bytes, {} layers\n", file_bytes, artifact.layers.size());
+
+    fmt::print("\n{:>5} {:>8} | {:>5} {:>6} {:>14} | {:>5} {:>6} {:>14}\n", "layer", "KV heads", "K dim", "atoms",
+               "held-out error", "V dim", "atoms", "held-out error");
+    for (const LayerArtifact& layer : artifact.layers) {
+        fmt::print("{:>5} {:>8} | {:>5} {:>6} {:>14.4f} | {:>5} {:>6} {:>14.4f}\n", layer.layer, layer.n_head_kv,
+                   layer.k.dim, layer.k.n_atoms, layer.k.heldout_error, layer.v.dim, layer.v.n_atoms,
+                   layer.v.heldout_error);
+    }
+
+    fmt::print("\ncoded bytes per token, K and V of these layers (f16: {})\n", token_bytes(artifact, 1).f16);
+    fmt::print("{:>5} {:>16} {:>7} {:>18} {:>7}\n", "s", "packed q4", "rate", "published fp8", "rate");
+    for (const size_t sparsity : kSparsities) {
+        const TokenBytes bytes = token_bytes(artifact, sparsity);
+        fmt::print("{:>5} {:>16} {:>6.1f}% {:>18} {:>6.1f}%\n", sparsity, bytes.packed, 100 * bytes.packed_rate(),
+                   bytes.published, 100 * bytes.published_rate());
+    }
+}
+
+void inspect(const InspectOptions& options) {
+    const Artifact artifact = read_artifact(options.path);
+    const uint64_t file_bytes = std::filesystem::file_size(options.path);
+    if (options.json) {
+        // Names come from the model file and need not be valid UTF-8.
+        fmt::print("{}\n", to_json(artifact, file_bytes).dump(2, ' ', false, nlohmann::json::error_handler_t::replace));
+    } else {
+        print_text(artifact, file_bytes);
+    }
+}
+
+}  // namespace
+
+void add_inspect_command(CLI::App& app) {
+    auto options = std::make_shared<InspectOptions>();
+    CLI::App* command = app.add_subcommand("inspect", "Show what an artifact holds and its bytes per token");
+    command->add_option("FILE", options->path, "The artifact (.kvc.gguf)")->required();
+    command->add_flag("--json", options->json, "Print JSON");
+    command->callback([options] { inspect(*options); });
+}
+
+}  // namespace kvcodec

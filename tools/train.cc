@@ -1,0 +1,344 @@
+// `kvcodec train`: learns the dictionaries and means of a model and writes its artifact.
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <cstdint>
+#include <cstdio>
+#include <exception>
+#include <filesystem>
+#include <iterator>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "kvcodec/artifact/artifact.h"
+#include "kvcodec/artifact/model_info.h"
+#include "kvcodec/codec/dictionary/omp.h"
+#include "kvcodec/error.h"
+#include "kvcodec/half.h"
+#include "kvcodec/learn/dictionary_learning.h"
+#include "tools/commands.h"
+#include "tools/harvest.h"
+
+namespace kvcodec {
+
+namespace fs = std::filesystem;
+using Clock = std::chrono::steady_clock;
+
+namespace {
+
+constexpr int kInterrupted = 130;
+
+struct TrainOptions {
+    std::string model;
+    std::string output;
+    std::vector<std::string> text_files;
+    size_t n_tokens = 16384;
+    size_t n_atoms = 1024;
+    size_t sparsity = 8;
+    size_t sweeps = 8;
+    size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
+    size_t ctx_size = 512;
+    uint64_t seed = 0;
+};
+
+// ---- progress and interruption -------------------------------------------------------------------------------------
+
+double seconds_since(Clock::time_point start) {
+    return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+std::string duration(double seconds) {
+    const auto s = static_cast<int64_t>(seconds + 0.5);
+    return s < 60 ? fmt::format("{} s", s) : fmt::format("{} min {:02} s", s / 60, s % 60);
+}
+
+/// Share done and time left on stderr: one line that rewrites itself on a terminal, else a line for every tenth.
+class Progress {
+  public:
+    explicit Progress(std::string label) : label_(std::move(label)) {}
+
+    /// From any thread. `note` is shown behind the share.
+    void update(size_t done, size_t total, const std::string& note) {
+        const std::lock_guard lock(mutex_);
+        const double share = static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1));
+        const double elapsed = seconds_since(start_);
+        const std::string line = fmt::format("{}: {:.0f} %, {}, {} left", label_, 100.0 * share, note,
+                                             duration(share > 0.0 ? elapsed * (1.0 - share) / share : 0.0));
+        if (terminal_) {
+            if (elapsed - shown_at_ >= kRefreshSeconds || done == total) {
+                fmt::print(stderr, "\r{}\033[K", line);
+                shown_at_ = elapsed;
+            }
+        } else if (const auto tenth = static_cast<int>(10.0 * share); tenth > shown_tenth_) {
+            fmt::print(stderr, "{}\n", line);
+            shown_tenth_ = tenth;
+        }
+    }
+
+    void finish(const std::string& summary) const {
+        fmt::print(stderr, "{}{}: {}, {}{}\n", terminal_ ? "\r" : "", label_, summary, duration(seconds_since(start_)),
+                   terminal_ ? "\033[K" : "");
+    }
+
+  private:
+    static constexpr double kRefreshSeconds = 0.2;
+
+    std::mutex mutex_;
+    const std::string label_;
+    const Clock::time_point start_ = Clock::now();
+    const bool terminal_ = isatty(STDERR_FILENO) != 0;
+    double shown_at_ = 0.0;
+    int shown_tenth_ = 0;
+};
+
+std::atomic<bool> interrupted = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+/// The first Ctrl-C asks for an orderly end, the second one ends the program.
+class InterruptGuard {
+  public:
+    InterruptGuard() : previous_(std::signal(SIGINT, &on_interrupt)) {}
+    ~InterruptGuard() { std::signal(SIGINT, previous_); }
+    InterruptGuard(const InterruptGuard&) = delete;
+    InterruptGuard& operator=(const InterruptGuard&) = delete;
+
+  private:
+    static void on_interrupt(int) {
+        if (interrupted.exchange(true)) {
+            _exit(kInterrupted);
+        }
+    }
+
+    void (*previous_)(int);
+};
+
+// ---- learning ------------------------------------------------------------------------------------------------------
+
+/// K or V of one layer: a dictionary to learn.
+struct Job {
+    HarvestedLayer* layer;
+    bool is_k;
+    SideArtifact side;
+    std::string problem;
+};
+
+/// Residuals as a codec meets them: rows without their mean, those of K rotated to random positions of the model's
+/// context, so that short texts train for all of it.
+std::vector<float> training_rows(const Job& job, uint32_t n_positions, uint64_t seed) {
+    const HarvestedRows& rows = job.is_k ? job.layer->k : job.layer->v;
+    std::vector<float> x = rows.residuals();
+    if (job.is_k) {
+        const Rope rope(job.layer->rope, rows.dim());
+        std::mt19937_64 random(seed + job.layer->layer);
+        for (size_t i = 0; rope.rotates() && i < x.size(); i += rows.dim()) {
+            rope.rotate(x.data() + i, static_cast<int64_t>(random() % std::max(n_positions, 1U)));
+        }
+    }
+    return x;
+}
+
+void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
+           const std::function<void(size_t, float)>& progress) {
+    HarvestedRows& rows = job.is_k ? job.layer->k : job.layer->v;
+    LearnOptions learn_options;
+    learn_options.n_atoms = options.n_atoms;
+    learn_options.sparsity = options.sparsity;
+    learn_options.sweeps = options.sweeps;
+    learn_options.seed = options.seed;
+    learn_options.stop = &interrupted;
+    learn_options.progress = progress;
+    const LearnedDictionary learned =
+        learn_dictionary(training_rows(job, model.n_ctx_train, options.seed), rows.dim(), learn_options);
+    job.side.dim = static_cast<uint32_t>(rows.dim());
+    job.side.n_atoms = static_cast<uint32_t>(options.n_atoms);
+    std::ranges::transform(learned.atoms, std::back_inserter(job.side.atoms), float_to_half);
+    job.side.mean = rows.mean();
+    job.side.levels.assign(learned.levels.begin(), learned.levels.end());
+    job.side.heldout_error = learned.heldout_error;
+    rows.clear();
+}
+
+/// All jobs, one thread each. After an interruption those that have not begun get unlearned dictionaries of data rows,
+/// which takes moments.
+void learn_all(std::vector<Job>& jobs, const ModelInfo& model, const TrainOptions& options) {
+    Progress progress("learning");
+    const size_t n_sweeps = jobs.size() * options.sweeps;
+    std::atomic<size_t> next_job = 0, sweeps_done = 0, jobs_done = 0;
+    const auto work = [&] {
+        for (size_t i = next_job++; i < jobs.size(); i = next_job++) {
+            try {
+                learn(jobs[i], model, options, [&](size_t, float) {
+                    progress.update(++sweeps_done, n_sweeps,
+                                    fmt::format("{} of {} dictionaries", jobs_done.load(), jobs.size()));
+                });
+            } catch (const std::exception& error) {
+                jobs[i].problem = error.what();
+            }
+            ++jobs_done;
+        }
+    };
+    std::vector<std::jthread> threads;
+    for (size_t t = 0; t < std::min(options.n_threads, jobs.size()); ++t) {
+        threads.emplace_back(work);
+    }
+    threads.clear();
+    progress.finish(fmt::format("{} dictionaries of {} atoms", jobs.size(), options.n_atoms));
+}
+
+std::vector<LayerArtifact> learn_layers(Harvest& harvest, const ModelInfo& model, const TrainOptions& options) {
+    std::vector<Job> jobs;
+    for (HarvestedLayer& layer : harvest.layers) {
+        jobs.push_back({&layer, true, {}, {}});
+        jobs.push_back({&layer, false, {}, {}});
+    }
+    learn_all(jobs, model, options);
+    std::vector<LayerArtifact> layers;
+    for (size_t i = 0; i < jobs.size(); i += 2) {
+        Job &k = jobs[i], &v = jobs[i + 1];
+        if (const std::string& problem = k.problem.empty() ? v.problem : k.problem; !problem.empty()) {
+            harvest.skipped.push_back(fmt::format("layer {} is left out: {}", k.layer->layer, problem));
+            continue;
+        }
+        layers.push_back({k.layer->layer, static_cast<uint32_t>(k.layer->k.n_head()), k.layer->rope, std::move(k.side),
+                          std::move(v.side)});
+    }
+    return layers;
+}
+
+// ---- the command ---------------------------------------------------------------------------------------------------
+
+/// Hours of work must not end at a folder that cannot be written.
+void check_writable(const std::string& path) {
+    std::error_code error;
+    const fs::path folder = fs::absolute(path).parent_path();
+    fs::create_directories(folder, error);
+    if (error || fs::is_directory(path) || access(folder.c_str(), W_OK) != 0) {
+        throw Error(fmt::format("the artifact cannot be written to {}; choose another place with -o", path));
+    }
+}
+
+void check_enough_rows(const ModelInfo& model, const TrainOptions& options, size_t n_tokens) {
+    size_t n_head_kv = 0;
+    for (const uint32_t n : model.n_head_kv) {
+        n_head_kv = n_head_kv == 0 || (n != 0 && n < n_head_kv) ? n : n_head_kv;
+    }
+    // One row in 16 is held out.
+    const size_t needed = (options.n_atoms * 16 / 15 + 1) / std::max<size_t>(n_head_kv, 1) + 1;
+    if (n_tokens < needed) {
+        throw Error(
+            fmt::format("{} atoms need at least {} tokens of text, there are {}; give more --text or --tokens, "
+                        "or fewer --atoms",
+                        options.n_atoms, needed, n_tokens));
+    }
+}
+
+Harvest harvest_rows(const ModelInfo& model, const TrainOptions& options) {
+    HarvestOptions harvest_options;
+    harvest_options.text_files = options.text_files;
+    harvest_options.n_tokens = options.n_tokens;
+    harvest_options.ctx_size = options.ctx_size;
+    harvest_options.n_threads = options.n_threads;
+    harvest_options.seed = options.seed;
+    harvest_options.stop = &interrupted;
+    Progress progress(options.text_files.empty() ? "sampling text from the model" : "reading text");
+    const Clock::time_point start = Clock::now();
+    harvest_options.progress = [&](size_t done, size_t total) {
+        progress.update(done, total, fmt::format("{:.0f} tokens/s", static_cast<double>(done) / seconds_since(start)));
+    };
+    Harvester harvester(model, harvest_options);
+    check_enough_rows(model, options, harvester.available_tokens());
+    if (harvester.available_tokens() < options.n_tokens) {
+        fmt::print(stderr, "the text has only {} tokens to learn from\n", harvester.available_tokens());
+    }
+    Harvest harvest = harvester.harvest();
+    progress.finish(fmt::format("{} tokens", harvest.n_tokens));
+    return harvest;
+}
+
+void print_errors(const Artifact& artifact) {
+    double k_sum = 0.0, v_sum = 0.0;
+    fmt::print("Held-out error at s={}, ||x - x̂|| / ||x|| without the mean\nlayer       K       V\n",
+               artifact.training_sparsity);
+    for (const LayerArtifact& layer : artifact.layers) {
+        fmt::print("{:5}  {:6.3f}  {:6.3f}\n", layer.layer, layer.k.heldout_error, layer.v.heldout_error);
+        k_sum += layer.k.heldout_error;
+        v_sum += layer.v.heldout_error;
+    }
+    const auto n = static_cast<double>(artifact.layers.size());
+    fmt::print(" mean  {:6.3f}  {:6.3f}\n", k_sum / n, v_sum / n);
+}
+
+void train(TrainOptions options) {
+    const Clock::time_point start = Clock::now();
+    const ModelInfo model = read_model_info(options.model);
+    if (options.output.empty()) {
+        options.output = default_artifact_path(model.fingerprint);
+    }
+    check_writable(options.output);
+    check_enough_rows(model, options, options.n_tokens);
+
+    const InterruptGuard guard;
+    Harvest harvest = harvest_rows(model, options);
+    Artifact artifact;
+    artifact.model_name = model.name;
+    artifact.model_fingerprint = model.fingerprint;
+    artifact.architecture = model.architecture;
+    artifact.training_source = harvest.source;
+    artifact.training_sparsity = static_cast<uint32_t>(options.sparsity);
+    artifact.training_tokens = harvest.n_tokens;
+    artifact.layers = learn_layers(harvest, model, options);
+    for (const std::string& line : harvest.skipped) {
+        fmt::print(stderr, "{}\n", line);
+    }
+    if (artifact.layers.empty()) {
+        throw Error(fmt::format("no layer of {} can be coded; nothing was written", options.model));
+    }
+    write_artifact(artifact, options.output);
+    print_errors(artifact);
+    if (interrupted) {
+        fmt::print(stderr,
+                   "interrupted: the artifact holds the best dictionaries so far; train again for better ones\n");
+    }
+    fmt::print("Wrote {} ({:.1f} MB) in {}\n", options.output, static_cast<double>(fs::file_size(options.output)) / 1e6,
+               duration(seconds_since(start)));
+}
+
+}  // namespace
+
+void add_train_command(CLI::App& app) {
+    auto options = std::make_shared<TrainOptions>();
+    CLI::App* command = app.add_subcommand("train", "Learn a model's dictionaries and write its artifact");
+    command->add_option("-m,--model", options->model, "Model (GGUF)")->required()->check(CLI::ExistingFile);
+    command->add_option("-o,--output", options->output, "Artifact to write; default: where `run` looks for it");
+    command->add_option("--text", options->text_files, "Text files to learn from; default: the model writes its own")
+        ->check(CLI::ExistingFile);
+    command->add_option("--tokens", options->n_tokens, "Tokens to learn from")
+        ->check(CLI::Range(64, 100'000'000))
+        ->capture_default_str();
+    command->add_option("--atoms", options->n_atoms, "Atoms of a dictionary")
+        ->check(CLI::Range(2, 32768))
+        ->capture_default_str();
+    command->add_option("--sparsity", options->sparsity, "Atoms per vector in training")
+        ->check(CLI::Range(size_t{1}, kMaxSparsity))
+        ->capture_default_str();
+    command->add_option("--sweeps", options->sweeps, "Learning passes over the rows")
+        ->check(CLI::Range(0, 1000))
+        ->capture_default_str();
+    command->add_option("--threads", options->n_threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
+    command->add_option("--ctx-size", options->ctx_size, "Tokens of a training sequence")
+        ->check(CLI::Range(32, 1 << 20))
+        ->capture_default_str();
+    command->add_option("--seed", options->seed, "Seed of all random choices")->capture_default_str();
+    command->callback([options] { train(*options); });
+}
+
+}  // namespace kvcodec

@@ -13,9 +13,9 @@
 #include "ggml-backend-impl.h"
 #include "ggml-kvcodec/codec_choice.h"
 #include "ggml-kvcodec/host_cpu.h"
+#include "ggml-kvcodec/host_team.h"
 #include "ggml-kvcodec/kv_cache.h"
 #include "ggml-kvcodec/log.h"
-#include "ggml-kvcodec/omp_team.h"
 #include "kvcodec/error.h"
 #include "kvcodec/options.h"
 
@@ -187,7 +187,7 @@ ggml_backend_buffer_type_t buffer_type() {
 
 struct Backend {
     HostCpu cpu;
-    int n_threads = 4;
+    std::unique_ptr<Team> team = make_host_team(1);
 };
 
 const ggml_tensor* root_of(const ggml_tensor* tensor) {
@@ -264,7 +264,6 @@ void backend_free(ggml_backend_t backend) {
 
 ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
     auto& context = *static_cast<Backend*>(backend->context);
-    OmpTeam team(static_cast<size_t>(context.n_threads));
     try {
         for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
             ggml_tensor* node = ggml_graph_node(graph, i);
@@ -275,7 +274,7 @@ ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
                 if (const ggml_status status = context.cpu.flush(); status != GGML_STATUS_SUCCESS) {
                     return status;
                 }
-                if (compute_managed(*cache, node, team)) {
+                if (compute_managed(*cache, node, *context.team)) {
                     continue;
                 }
             }
@@ -310,7 +309,9 @@ constexpr ggml_backend_i kBackendInterface = {
 
 void backend_set_n_threads(ggml_backend_t backend, int n_threads) {
     auto& context = *static_cast<Backend*>(backend->context);
-    context.n_threads = n_threads;
+    if (static_cast<size_t>(n_threads) != context.team->size()) {
+        context.team = make_host_team(static_cast<size_t>(n_threads));
+    }
     context.cpu.set_n_threads(n_threads);
 }
 

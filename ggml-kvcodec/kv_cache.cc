@@ -7,6 +7,7 @@
 #include <cstdio>
 #include <cstring>
 #include <set>
+#include <string_view>
 
 #include "ggml-kvcodec/log.h"
 #include "kvcodec/attend/softmax.h"
@@ -14,6 +15,8 @@
 
 namespace kvcodec::host {
 namespace {
+
+constexpr size_t kMostRememberedRows = size_t{1} << 20;
 
 const ggml_tensor* root_of(const ggml_tensor* tensor) {
     return tensor->view_src != nullptr ? tensor->view_src : tensor;
@@ -36,6 +39,10 @@ float op_float(const ggml_tensor* node, int i) {
     return value;
 }
 
+uint64_t hash_of(const std::vector<uint16_t>& row) {
+    return std::hash<std::string_view>()({reinterpret_cast<const char*>(row.data()), row.size() * sizeof(uint16_t)});
+}
+
 double mebibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
 
 // ALiBi slopes of ggml's FLASH_ATTN_EXT.
@@ -54,6 +61,10 @@ std::vector<float> alibi_slopes(float max_bias, size_t n_head) {
 }
 
 }  // namespace
+
+bool KvCache::is_first(const Layer& layer, Side side) const {
+    return side == Side::kK && layer.index == layers_.begin()->first;
+}
 
 bool parse_cache_name(const char* name, int32_t& layer, bool& is_key) {
     char side = 0;
@@ -328,7 +339,7 @@ bool KvCache::has_expected_error(Layer& layer, std::span<const uint32_t> cells) 
     constexpr size_t kEnough = 16;
     constexpr float kTolerance = 2;
     constexpr int32_t kFirstPositions = 4;  // attention sinks are unlike all other vectors
-    if (layer.checked || layer.expected_error_k <= 0) {
+    if (layer.checked || (layer.expected_error_k <= 0 && layer.expected_error_v <= 0)) {
         return true;
     }
     std::vector<uint32_t> sample;
@@ -375,8 +386,8 @@ bool KvCache::has_expected_error(Layer& layer, std::span<const uint32_t> cells) 
         }
         return static_cast<float>(std::sqrt(sum / static_cast<double>(n)));
     };
-    const float error_k = error(Side::kK);
-    const float error_v = error(Side::kV);
+    const float error_k = layer.expected_error_k > 0 ? error(Side::kK) : 0;
+    const float error_v = layer.expected_error_v > 0 ? error(Side::kV) : 0;
     if (error_k <= kTolerance * layer.expected_error_k && error_v <= kTolerance * layer.expected_error_v) {
         return true;
     }
@@ -389,6 +400,7 @@ bool KvCache::has_expected_error(Layer& layer, std::span<const uint32_t> cells) 
 void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
     // Between prompts each layer codes a few cells every kStagger graphs, in turn, so that every step does equal work.
     constexpr uint64_t kStagger = 16;
+    constexpr size_t kMostInStep = 64;
     if (layer.ripe.empty()) {
         return;
     }
@@ -402,15 +414,17 @@ void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
         return !layer.store->is_whole(cell) || is_young_[cell] != 0 ||
                (needs_position && positions_[cell] == kUnknownPosition);
     });
-    if (layer.ripe.empty() || !has_expected_error(layer, layer.ripe)) {
+    const size_t n = all ? layer.ripe.size() : std::min(layer.ripe.size(), kMostInStep);
+    const std::span<const uint32_t> cells(layer.ripe.data(), n);
+    if (cells.empty() || !has_expected_error(layer, cells)) {
         return;
     }
     const int64_t start = ggml_time_us();
-    layer.store->encode(layer.ripe, positions_.data(), team);
+    layer.store->encode(cells, positions_.data(), team);
     layer.store->trim();
     counters_.encode_us += ggml_time_us() - start;
-    counters_.cells_coded += layer.ripe.size();
-    layer.ripe.clear();
+    counters_.cells_coded += n;
+    layer.ripe.erase(layer.ripe.begin(), layer.ripe.begin() + static_cast<std::ptrdiff_t>(n));
 }
 
 bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
@@ -529,6 +543,12 @@ void KvCache::get(const ggml_tensor* tensor, void* data, size_t offset, size_t s
             std::fill(row.begin(), row.end(), uint16_t{0});
         } else {
             layer.store->read(side, at / bytes, positions_.data(), row.data());
+            if (is_first(layer, side) && positions_[at / bytes] != kUnknownPosition) {
+                if (position_of_row_.size() >= kMostRememberedRows) {
+                    position_of_row_.clear();
+                }
+                position_of_row_[hash_of(row)] = positions_[at / bytes];
+            }
         }
         std::memcpy(static_cast<char*>(data) + done, reinterpret_cast<char*>(row.data()) + at % bytes, part);
         at += part;
@@ -557,7 +577,11 @@ void KvCache::set(ggml_tensor* tensor, const void* data, size_t offset, size_t s
         std::memcpy(reinterpret_cast<char*>(row.data()) + at % bytes, static_cast<const char*>(data) + done, part);
         layer.store->write_half(side, cell, row.data());
         reset_cell(cell);
-        positions_[cell] = kUnknownPosition;  // the host restores rows without their positions
+        age_[cell] = window_;  // restored rows are old: they are coded as soon as they are used
+        if (is_first(layer, side)) {
+            const auto known = position_of_row_.find(hash_of(row));
+            positions_[cell] = known == position_of_row_.end() ? kUnknownPosition : known->second;
+        }
         at += part;
         done += part;
     }

@@ -5,6 +5,7 @@
 #include <map>
 #include <memory>
 #include <string>
+#include <unordered_map>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -85,6 +86,7 @@ class KvCache {
     bool has_expected_error(Layer& layer, std::span<const uint32_t> cells);
     void grow_older(const Layer& layer, const ggml_tensor* node);
     void encode_ripe(Layer& layer, bool all, Team& team);
+    bool is_first(const Layer& layer, Side side) const;
     bool is_sink(size_t cell) const { return positions_[cell] >= 0 && positions_[cell] < static_cast<int32_t>(sinks_); }
     void report_load();
     void report_end();
@@ -98,6 +100,10 @@ class KvCache {
     Attention attention_;
     size_t n_cells_ = 0;
     size_t cells_per_stream_ = 0;
+
+    // Position of each key row that the host has read out, by hash of its bytes: a saved state comes back without
+    // positions. Kept for the first layer only; the others share its cells.
+    std::unordered_map<uint64_t, int32_t> position_of_row_;
 
     // By cell, the same for all layers.
     std::vector<int32_t> positions_;

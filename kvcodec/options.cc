@@ -104,7 +104,7 @@ bool set_sparsity(std::string_view value, std::optional<uint32_t>& to) {
 }
 
 bool set_bits(std::string_view value, std::optional<uint32_t>& to) {
-    return (value == "3" || value == "4" || value == "8") && set_number<uint32_t>(value, 3, 8, to);
+    return (value == "2" || value == "3" || value == "4" || value == "8") && set_number<uint32_t>(value, 2, 8, to);
 }
 
 struct Key {
@@ -114,7 +114,7 @@ struct Key {
 };
 
 constexpr std::string_view kSparsities = "a whole number from 1 to 64";
-constexpr std::string_view kBits = "3, 4 or 8";
+constexpr std::string_view kBits = "2, 3, 4 or 8";
 constexpr std::string_view kCounts = "a whole number >= 0";
 static_assert(kMaxSparsity == 64, "kSparsities says so");
 

@@ -14,9 +14,9 @@ namespace kvcodec {
 /// Each field names its key.
 struct Options {
     enum class CodecChoice : uint8_t {
-        kAuto,        ///< dictionary with an artifact, scalar without
+        kAuto,        ///< scalar from 2 bits an element on, below that the artifact's dictionary
         kDictionary,  ///< needs an artifact
-        kScalar,      ///< needs no artifact
+        kScalar,      ///< needs no artifact, but uses the means of one
         kNone,        ///< every layer passes through
     };
     enum class Mode : uint8_t {
@@ -34,7 +34,7 @@ struct Options {
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=
-    std::optional<uint32_t> bits_k;          ///< bits_k=3|4|8, or bits= for both: the scalar codec's
+    std::optional<uint32_t> bits_k;          ///< bits_k=2|3|4|8, or bits= for both: the scalar codec's
     std::optional<uint32_t> bits_v;          ///< bits_v=
     CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published

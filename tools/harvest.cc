@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstdlib>
 #include <cstring>
 #include <filesystem>
 #include <fstream>
@@ -374,7 +375,7 @@ std::vector<std::vector<llama_token>> text_windows(const llama_vocab* vocab, con
             ++begin;  // not inside a UTF-8 sequence
         }
         const size_t length =
-            std::min({(w + 1) * stretch - std::min(begin, (w + 1) * stretch), kMaxBytesPerToken * options.ctx_size});
+            std::min((w + 1) * stretch - std::min(begin, (w + 1) * stretch), kMaxBytesPerToken * options.ctx_size);
         std::vector<llama_token> tokens = tokenize(vocab, std::string_view(text).substr(begin, length));
         tokens.resize(std::min(tokens.size(), options.ctx_size));
         windows.push_back(std::move(tokens));

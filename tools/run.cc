@@ -117,39 +117,34 @@ std::string choose_codec(Options& options, const HostProgram& program) {
     if (options.codec == Choice::kNone) {
         return {};
     }
-    std::string note;
     const auto path = program.find_model();
     const std::string train_command = fmt::format("kvcodec train -m {}", path ? shell_quoted(*path) : "MODEL.gguf");
-    if (options.codec != Choice::kScalar) {
-        std::optional<ModelInfo> model;
-        if (path) {
-            model = read_model_info(*path);
-        }
-        if (options.artifact.empty() && model) {
-            options.artifact = find_artifact(model->fingerprint).value_or("");
-        }
-        if (!options.artifact.empty()) {
-            check_artifact(options, model, train_command);
-            return model ? "" : "the model's file is not known, so the artifact cannot be checked against it";
-        }
-        if (options.codec == Choice::kDictionary) {
-            throw Error(
-                fmt::format("the dictionary codec needs an artifact for the model; make one with: {}", train_command));
-        }
-        options.codec = Choice::kScalar;
-        note = model
-                   ? fmt::format("no artifact for {}: using the calibration-free scalar codec; for a smaller cache: {}",
-                                 model->name, train_command)
-                   : "no model file found in the arguments (-m): using the calibration-free scalar codec; "
-                     "--artifact names a dictionary";
+    std::optional<ModelInfo> model;
+    if (path) {
+        model = read_model_info(*path);
     }
-    if (options.budget && *options.budget < kScalarRate) {
+    if (options.artifact.empty() && model) {
+        options.artifact = find_artifact(model->fingerprint).value_or("");
+    }
+    if (!options.artifact.empty()) {
+        check_artifact(options, model, train_command);
+        return model ? "" : "the model's file is not known, so the artifact cannot be checked against it";
+    }
+    if (options.codec == Choice::kDictionary) {
         throw Error(
-            fmt::format("a budget of {:.4g}% needs an artifact, the scalar codec ends at 3 bits (about 19%); "
-                        "make one with: {}",
+            fmt::format("the dictionary codec needs an artifact for the model; make one with: {}", train_command));
+    }
+    if (options.codec == Choice::kAuto && options.budget && *options.budget < kScalarRate) {
+        throw Error(
+            fmt::format("a budget of {:.4g}% needs an artifact, without one the scalar codec ends at 3 bits (about "
+                        "19%); make one with: {}",
                         100 * *options.budget, train_command));
     }
-    return note;
+    return model ? fmt::format("no artifact for {}: using the scalar codec without calibration; for better quality "
+                               "and a smaller cache: {}",
+                               model->name, train_command)
+                 : "no model file found in the arguments (-m): using the scalar codec without calibration; "
+                   "--artifact names one";
 }
 
 std::string find_plugin(const std::string& chosen) {

@@ -84,12 +84,12 @@ TEST_F(RunTest, SetsTheEnvironmentAndPrintsIt) {
     const Result result = run("run --budget 20% --window 64 -- env");
     EXPECT_EQ(result.code, 0);
     for (const std::string line :
-         {"KVCODEC=codec=scalar,budget=0.2,window=64\n", "LLAMA_ARG_DEVICE=KVCODEC\n", "LLAMA_ARG_FLASH_ATTN=on\n",
+         {"KVCODEC=budget=0.2,window=64\n", "LLAMA_ARG_DEVICE=KVCODEC\n", "LLAMA_ARG_FLASH_ATTN=on\n",
           "LLAMA_ARG_CACHE_RAM=0\n", "LLAMA_ARG_MMPROJ_OFFLOAD=0\n"}) {
         EXPECT_TRUE(result.has("\n" + line)) << line << result.output;
     }
     EXPECT_TRUE(result.has("\nGGML_BACKEND_PATH=" + plugin_ + "\n")) << result.output;
-    EXPECT_TRUE(result.has("kvcodec: KVCODEC=codec=scalar,budget=0.2,window=64 GGML_BACKEND_PATH=")) << result.output;
+    EXPECT_TRUE(result.has("kvcodec: KVCODEC=budget=0.2,window=64 GGML_BACKEND_PATH=")) << result.output;
 }
 
 TEST_F(RunTest, KeepsWhatTheUserSet) {
@@ -105,7 +105,7 @@ TEST_F(RunTest, KeepsWhatTheUserSet) {
 
 TEST_F(RunTest, BudgetReplacesSizesFromTheEnvironment) {
     const Result result = run("run --budget 30% -- env", "KVCODEC=bits=8,s=4");
-    EXPECT_TRUE(result.has("\nKVCODEC=codec=scalar,budget=0.3\n")) << result.output;
+    EXPECT_TRUE(result.has("\nKVCODEC=budget=0.3\n")) << result.output;
 }
 
 TEST_F(RunTest, PassesArgumentsUntouched) {

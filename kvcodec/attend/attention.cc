@@ -199,7 +199,7 @@ void add_weights(const float* p, size_t m, size_t lanes, float* total) {
 bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call) const {
     const LayerGeometry& g = store.geometry();
     const size_t lanes = pad_lanes(call.n_head / g.n_head_kv * call.n_tokens);
-    if (lanes > kMaxCodeLanes) {
+    if (lanes > kMaxCodeLanes || call.n_cells == 0) {
         return false;
     }
     if (crossover_ >= 0) {
@@ -347,6 +347,10 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 const auto coded_end = std::stable_partition(rows.begin(), rows.end(), [&](uint16_t row) {
                     return store.is_coded(first_cell + row) && store.shift(first_cell + row) == 0;
                 });
+                store.prefetch_codes(Side::kV, block, head);
+                if (b + 1 < last) {
+                    store.prefetch_codes(Side::kK, block + 1, head);
+                }
                 const std::span<const uint16_t> coded(rows.begin(), coded_end);
                 const std::span<const uint16_t> dense(coded_end, rows.end());
                 if (!coded.empty()) {

@@ -17,6 +17,8 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr uint16_t kHalfMinusInfinity = 0xFC00;
+// Without F16C, Highway's own conversion knows no infinities.
+constexpr bool kExactHalf = !HWY_ARCH_X86 || HWY_TARGET < HWY_SSE4;
 
 void mask_scores(float* s, size_t n, float scale, float softcap, const float* bias) {
     const hn::ScalableTag<float> wide;
@@ -172,7 +174,7 @@ MaskKind widen_bias(const uint16_t* mask, size_t n, float slope, float* bias) {
         return MaskKind::kOpen;
     }
     size_t i = 0;
-    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    for (; kExactHalf && i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
         const auto half = hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(mask + i));
         hn::StoreU(hn::PromoteTo(d, half) * hn::Set(d, slope), d, bias + i);
     }

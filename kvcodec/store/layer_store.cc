@@ -27,11 +27,14 @@ void widen_row(const uint16_t* half, size_t n, float* wide) {
     }
 }
 
+// Without F16C, Highway's own conversion knows no infinities and truncates.
+constexpr bool kExactHalf = !HWY_ARCH_X86 || HWY_TARGET < HWY_SSE4;
+
 void narrow_row(const float* wide, size_t n, uint16_t* half) {
     const hn::ScalableTag<float> d;
     const hn::Rebind<hwy::float16_t, decltype(d)> dh;
     size_t i = 0;
-    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    for (; kExactHalf && i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
         hn::StoreU(hn::DemoteTo(dh, hn::LoadU(d, wide + i)), dh, reinterpret_cast<hwy::float16_t*>(half + i));
     }
     for (; i < n; ++i) {
@@ -60,6 +63,7 @@ LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_
       k_row_(k_row),
       v_row_(v_row),
       state_(n_cells),
+      dense_blocks_((n_cells + kBlock - 1) / kBlock),
       pool_((k_row + v_row) * sizeof(uint16_t), n_cells, release_memory) {}
 
 void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
@@ -79,17 +83,30 @@ const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
     return code(side, block * kBlock, head);
 }
 
+void LayerStore::prefetch_codes(Side side, size_t block, size_t head) const {
+    constexpr size_t kLineBytes = 64;
+    const std::byte* begin = codes(side, block, head);
+    for (size_t offset = 0; offset < kBlock * codec(side).code_bytes(); offset += kLineBytes) {
+        __builtin_prefetch(begin + offset);
+    }
+}
+
 uint16_t* LayerStore::make_dense(Side side, size_t cell) {
     if (is_coded(cell)) {
         drop(cell);
     }
-    auto [entry, added] = slot_of_cell_.try_emplace(static_cast<uint32_t>(cell), 0);
-    if (added) {
-        entry->second = pool_.acquire();
-        std::memset(pool_.row(entry->second), 0, pool_.row_bytes());
+    std::unique_ptr<DenseBlock>& block = dense_blocks_[cell / kBlock];
+    if (block == nullptr) {
+        block = std::make_unique<DenseBlock>();
+    }
+    uint32_t& slot = block->slot[cell % kBlock];
+    if (!is_dense(cell)) {
+        slot = pool_.acquire();
+        ++block->n_cells;
+        std::memset(pool_.row(slot), 0, pool_.row_bytes());
     }
     state_[cell] |= side == Side::kK ? kDenseK : kDenseV;
-    auto* row = reinterpret_cast<uint16_t*>(pool_.row(entry->second));
+    auto* row = reinterpret_cast<uint16_t*>(pool_.row(slot));
     return side == Side::kK ? row : row + k_row_;
 }
 
@@ -102,14 +119,17 @@ void LayerStore::write_half(Side side, size_t cell, const uint16_t* row) {
 }
 
 const uint16_t* LayerStore::dense_row(Side side, size_t cell) const {
-    const auto* row = reinterpret_cast<const uint16_t*>(pool_.row(slot_of_cell_.at(static_cast<uint32_t>(cell))));
+    const auto* row = reinterpret_cast<const uint16_t*>(pool_.row(dense_blocks_[cell / kBlock]->slot[cell % kBlock]));
     return side == Side::kK ? row : row + k_row_;
 }
 
 void LayerStore::drop(size_t cell) {
-    if (const auto entry = slot_of_cell_.find(static_cast<uint32_t>(cell)); entry != slot_of_cell_.end()) {
-        pool_.release(entry->second);
-        slot_of_cell_.erase(entry);
+    if (is_dense(cell)) {
+        std::unique_ptr<DenseBlock>& block = dense_blocks_[cell / kBlock];
+        pool_.release(block->slot[cell % kBlock]);
+        if (--block->n_cells == 0) {
+            block.reset();
+        }
     }
     if (is_coded(cell)) {
         --n_coded_;
@@ -123,7 +143,9 @@ void LayerStore::drop(size_t cell) {
 void LayerStore::clear() {
     std::fill(state_.begin(), state_.end(), uint8_t{0});
     shift_ = {};
-    slot_of_cell_.clear();
+    for (auto& block : dense_blocks_) {
+        block.reset();
+    }
     pool_.clear();
     n_coded_ = 0;
     codes_k_.release(0, codes_k_.size());
@@ -254,6 +276,9 @@ void LayerStore::shift_key(size_t cell, int32_t delta, const Rope& rope) {
 }
 
 void LayerStore::copy_cell(size_t from, size_t to) {
+    if (from == to) {
+        return;
+    }
     drop(to);
     if (is_coded(from)) {
         for (size_t head = 0; head < geometry_.n_head_kv; ++head) {

@@ -1,12 +1,12 @@
 // The cached keys and values of one layer: dense rows of recent cells, codes of the others.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <span>
-#include <unordered_map>
 #include <vector>
 
 #include "kvcodec/codec/codec.h"
@@ -67,6 +67,8 @@ class LayerStore {
 
     /// Codes of the kBlock rows of one block and head.
     const std::byte* codes(Side side, size_t block, size_t head) const;
+    /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
+    void prefetch_codes(Side side, size_t block, size_t head) const;
 
     /// Codes dense cells and frees their rows. positions: by cell; may be null when there is no K mean.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
@@ -117,7 +119,12 @@ class LayerStore {
     LayerCodecs codecs_;
     std::vector<uint8_t> state_;
     std::vector<int32_t> shift_;
-    std::unordered_map<uint32_t, uint32_t> slot_of_cell_;
+    // Slots of dense cells; only blocks that hold any have an entry.
+    struct DenseBlock {
+        std::array<uint32_t, kBlock> slot;
+        uint32_t n_cells = 0;
+    };
+    std::vector<std::unique_ptr<DenseBlock>> dense_blocks_;
     DensePool pool_;
     Reservation codes_k_;
     Reservation codes_v_;

@@ -10,7 +10,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -408,6 +407,13 @@ Floats gram_matrix(const OmpJob& job, const PackedAtoms& packed) {
     return gram;
 }
 
+Choice reduce(RunningChoice (&running)[4]) {
+    running[0].merge(running[1]);
+    running[2].merge(running[3]);
+    running[0].merge(running[2]);
+    return running[0].reduce();
+}
+
 // The atom that correlates most, of p[n_padded].
 Choice choose(const float* p, size_t n_padded) {
     RunningChoice running[4];
@@ -418,10 +424,7 @@ Choice choose(const float* p, size_t n_padded) {
             atom = hn::Add(atom, hn::Set(kTag, static_cast<float>(kLanes)));
         }
     }
-    running[0].merge(running[1]);
-    running[2].merge(running[3]);
-    running[0].merge(running[2]);
-    return running[0].reduce();
+    return reduce(running);
 }
 
 // b_k = (gram_row - sum_i factor[i] b_i) / pivot; p -= projection b_k; the next choice.
@@ -453,10 +456,7 @@ Choice project(const float* gram_row, const float* factor, size_t k, float pivot
             atom = hn::Add(atom, hn::Set(kTag, static_cast<float>(kLanes)));
         }
     }
-    running[0].merge(running[1]);
-    running[2].merge(running[3]);
-    running[0].merge(running[2]);
-    return running[0].reduce();
+    return reduce(running);
 }
 
 // Runs one started pursuit to its end. p: D x on entry, overwritten.

@@ -57,7 +57,7 @@ struct UnpackKernel {
     CodeLayout layout() const { return packing.layout_; }
     const int8_t* signed_levels() const { return packing.signed_levels_.data(); }
     size_t n_groups() const { return packing.groups_.size(); }
-    const auto& group(size_t i) const { return packing.groups_[i]; }
+    const auto* groups() const { return packing.groups_.data(); }
     size_t sparsity() const { return packing.sparsity_; }
 };
 
@@ -69,43 +69,45 @@ namespace kvcodec {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-HWY_INLINE void unpack_indices(const UnpackKernel& kernel, const uint8_t* code, uint32_t scale, uint32_t* offset) {
+// offset[i] = index_i * scale. `shift_scale` >= 0 stands for a scale of 2^shift_scale, the usual one.
+template <class Group>
+HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, uint32_t index_mask, uint32_t scale,
+                               int shift_scale, const uint8_t* code, uint32_t* HWY_RESTRICT offset) {
     const hn::FixedTag<uint32_t, 4> d32;
     const hn::FixedTag<uint8_t, 16> d8;
-    const auto mask = hn::Set(d32, (1U << kernel.index_bits()) - 1);
-    const auto factor = hn::Set(d32, scale);
-    for (size_t g = 0; g < kernel.n_groups(); ++g) {
-        const auto& group = kernel.group(g);
+    const auto mask = hn::Set(d32, index_mask);
+    for (size_t g = 0; g < n_groups; ++g) {
+        const Group& group = groups[g];
         const auto bytes = hn::TableLookupBytes(hn::LoadU(d8, code + group.byte), hn::LoadU(d8, group.shuffle.data()));
         const auto shifted = hn::BitCast(d32, bytes) >> hn::LoadU(d32, group.shift.data());
-        hn::StoreU(hn::And(shifted, mask) * factor, d32, offset + 4 * g);
+        const auto index = hn::And(shifted, mask);
+        const auto scaled = shift_scale >= 0 ? hn::ShiftLeftSame(index, shift_scale) : index * hn::Set(d32, scale);
+        hn::StoreU(scaled, d32, offset + 4 * g);
     }
 }
 
 // 16 nonzeros at a time: nibble -> signed level by one byte shuffle -> float.
-HWY_INLINE void unpack_signed4(const UnpackKernel& kernel, const uint8_t* code, float* coefficient) {
+HWY_INLINE void unpack_signed4(const uint8_t* nibbles, size_t count, size_t stride, const int8_t* signed_levels,
+                               float scale, float* HWY_RESTRICT coefficient) {
     const hn::FixedTag<uint8_t, 16> d8;
-    const hn::FixedTag<float, 4> df;
+    const hn::FixedTag<uint16_t, 8> d16;
+    const hn::ScalableTag<float> df;
     const hn::Rebind<int8_t, decltype(df)> di8;
     const hn::Rebind<int32_t, decltype(df)> di32;
-    const auto levels = hn::LoadU(d8, reinterpret_cast<const uint8_t*>(kernel.signed_levels()));
-    const auto scale = hn::Set(df, scale_table()[code[0]] / 127);
+    const size_t width = std::min<size_t>(hn::Lanes(df), 16);
+    const auto levels = hn::LoadU(d8, reinterpret_cast<const uint8_t*>(signed_levels));
+    const auto factor = hn::Set(df, scale);
     const auto low = hn::Set(d8, 15);
-    const int32_t count = code[1];
-    const uint8_t* nibbles = code + kernel.coefficient_byte();
-    for (size_t i = 0; i < kernel.stride(); i += 16) {
+    for (size_t i = 0; i < stride; i += 16) {
         const auto packed = hn::LoadU(d8, nibbles + i / 2);
-        const auto even = hn::And(packed, low);
-        const auto odd = hn::And(hn::ShiftRight<4>(hn::BitCast(hn::FixedTag<uint16_t, 8>(), packed)),
-                                 hn::BitCast(hn::FixedTag<uint16_t, 8>(), low));
-        const auto code4 = hn::InterleaveLower(d8, even, hn::BitCast(d8, odd));
+        const auto odd = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, packed))), low);
+        const auto code4 = hn::InterleaveLower(d8, hn::And(packed, low), odd);
         alignas(16) int8_t value[16];
         hn::Store(hn::TableLookupBytes(levels, code4), d8, reinterpret_cast<uint8_t*>(value));
-        for (size_t part = 0; part < 16; part += 4) {
-            const auto wide = hn::PromoteTo(di32, hn::LoadU(di8, value + part));
-            const auto position = hn::Iota(di32, static_cast<int32_t>(i + part));
-            const auto live = hn::RebindMask(df, position < hn::Set(di32, count));
-            hn::StoreU(hn::IfThenElseZero(live, hn::ConvertTo(df, wide) * scale), df, coefficient + i + part);
+        for (size_t part = 0; part < 16; part += width) {
+            const auto wide = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(di8, value + part))) * factor;
+            const size_t live = count > i + part ? count - i - part : 0;
+            hn::StoreU(hn::IfThenElseZero(hn::FirstN(df, live), wide), df, coefficient + i + part);
         }
     }
 }
@@ -114,21 +116,32 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
                  uint32_t* offset, float* coefficient) {
     const UnpackKernel kernel{packing};
     const size_t stride = kernel.stride();
+    const size_t sparsity = kernel.sparsity();
+    const size_t code_bytes = kernel.code_bytes();
+    const size_t coefficient_byte = kernel.coefficient_byte();
     const bool published = kernel.layout() == CodeLayout::kPublished;
+    const bool signed4 = kernel.format() == CoefficientFormat::kSigned4;
+    const auto* groups = kernel.groups();
+    const size_t n_groups = kernel.n_groups();
+    const uint32_t index_mask = (1U << kernel.index_bits()) - 1;
+    const int shift_scale = std::has_single_bit(scale) ? std::countr_zero(scale) : -1;
+    const auto& scales = scale_table();
+    const auto& fp8 = fp8_table();
+    const auto* bytes = reinterpret_cast<const uint8_t*>(codes);
     for (const uint16_t row : rows) {
-        const auto* code = reinterpret_cast<const uint8_t*>(codes) + row * kernel.code_bytes();
-        unpack_indices(kernel, code, scale, offset);
-        if (kernel.format() == CoefficientFormat::kSigned4) {
-            unpack_signed4(kernel, code, coefficient);
+        const uint8_t* code = bytes + row * code_bytes;
+        unpack_indices(groups, n_groups, index_mask, scale, shift_scale, code, offset);
+        if (signed4) {
+            unpack_signed4(code + coefficient_byte, code[1], stride, kernel.signed_levels(), scales[code[0]] / 127,
+                           coefficient);
         } else {
             const size_t count = published ? code[0] | (code[1] << 8) : code[1];
-            const float factor = published ? 1.0F : scale_table()[code[0]] / 448;
-            const uint8_t* values = code + kernel.coefficient_byte();
+            const float factor = published ? 1.0F : scales[code[0]] / 448;
             for (size_t i = 0; i < stride; ++i) {
-                coefficient[i] = i < count ? fp8_table()[values[i]] * factor : 0.0F;
+                coefficient[i] = i < count ? fp8[code[coefficient_byte + i]] * factor : 0.0F;
             }
         }
-        for (size_t i = kernel.sparsity(); i < stride; ++i) {
+        for (size_t i = sparsity; i < stride; ++i) {
             offset[i] = 0;
         }
         offset += stride;
@@ -166,9 +179,11 @@ int scale_code(float magnitude) {
     return static_cast<int>(std::clamp(code, 0.0F, 255.0F));
 }
 
+// n_bits <= 16; touches only the bytes that the bits lie in.
 void put_bits(uint8_t* bytes, size_t bit, unsigned n_bits, uint32_t value) {
-    for (unsigned i = 0; i < n_bits; ++i) {
-        bytes[(bit + i) / 8] |= static_cast<uint8_t>(((value >> i) & 1) << ((bit + i) % 8));
+    uint32_t shifted = value << bit % 8;
+    for (size_t byte = bit / 8; byte <= (bit + n_bits - 1) / 8; ++byte, shifted >>= 8) {
+        bytes[byte] |= static_cast<uint8_t>(shifted);
     }
 }
 
@@ -243,13 +258,13 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
         }
     } else {
         // The scale that codes these coefficients with the least squared error, among the few that can.
-        float best_error = INFINITY;
+        double best_error = INFINITY;
         std::array<uint8_t, 256> best{};
         const int top = scale_code(largest);
         for (int candidate = std::max(0, top - 3); candidate <= std::min(255, top + 2); ++candidate) {
             const float unit = scale_table()[candidate] / 127;
             std::array<uint8_t, 256> chosen{};
-            float error = 0;
+            double error = 0;
             for (size_t i = 0; i < count; ++i) {
                 const float magnitude = std::abs(coefficient[i]) / unit;
                 size_t level = 0;
@@ -257,7 +272,7 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
                        2 * magnitude > static_cast<float>(signed_levels_[level] + signed_levels_[level + 1])) {
                     ++level;
                 }
-                const float miss = (magnitude - static_cast<float>(signed_levels_[level])) * unit;
+                const double miss = (magnitude - static_cast<float>(signed_levels_[level])) * double{unit};
                 error += miss * miss;
                 chosen[i] = static_cast<uint8_t>(coefficient[i] < 0 ? level + kLevels : level);
             }

@@ -1,0 +1,233 @@
+#include "kvcodec/codec/dictionary/packing.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kvcodec/codec/codec.h"
+
+namespace kvcodec {
+namespace {
+
+// Magnitudes as training gives them: dense around the small coefficients.
+constexpr float kLevels[Packing::kLevels] = {0.08F, 0.17F, 0.27F, 0.38F, 0.5F, 0.64F, 0.8F, 1.0F};
+
+struct Kind {
+    std::string name;
+    CoefficientFormat format;
+    CodeLayout layout;
+};
+
+size_t index_bits(size_t n_atoms, CodeLayout layout) {
+    size_t bits = 1;
+    while (size_t{1} << bits < n_atoms) {
+        ++bits;
+    }
+    return layout == CodeLayout::kPublished ? 16 : bits;
+}
+
+unsigned bits_at(const std::byte* code, size_t bit, size_t n_bits) {
+    unsigned value = 0;
+    for (size_t i = 0; i < n_bits; ++i) {
+        value |= (static_cast<unsigned>(code[(bit + i) / 8]) >> ((bit + i) % 8) & 1U) << i;
+    }
+    return value;
+}
+
+double e4m3(unsigned code) {
+    const int exponent = static_cast<int>(code >> 3 & 15U);
+    const int mantissa = static_cast<int>(code & 7U);
+    const double magnitude = exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
+    return (code & 128U) != 0 ? -magnitude : magnitude;
+}
+
+struct Row {
+    std::vector<uint16_t> index;
+    std::vector<float> coefficient;
+};
+
+class PackingTest : public testing::TestWithParam<Kind> {
+  protected:
+    void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+
+    Packing packing(size_t n_atoms, size_t sparsity) const {
+        return {n_atoms, sparsity, GetParam().format, GetParam().layout, kLevels};
+    }
+
+    Row random_row(size_t n_atoms, size_t count, float size = 1.0F) {
+        std::normal_distribution<float> normal(0.0F, size);
+        Row row;
+        for (size_t i = 0; i < count; ++i) {
+            // The largest indices show a lost bit best.
+            row.index.push_back(static_cast<uint16_t>(rng_() % 4 == 0 ? n_atoms - 1 : rng_() % n_atoms));
+            row.coefficient.push_back(normal(rng_));
+        }
+        return row;
+    }
+
+    /// Codes of the rows in a buffer of exactly the size that readers may touch: the sanitizer catches any more.
+    static std::vector<std::byte> pack(const Packing& packing, const std::vector<Row>& rows) {
+        std::vector<std::byte> codes(rows.size() * packing.code_bytes() + Codec::kCodeSlackBytes, std::byte{0xA5});
+        for (size_t i = 0; i < rows.size(); ++i) {
+            packing.pack(rows[i].index.data(), rows[i].coefficient.data(), rows[i].index.size(),
+                         codes.data() + i * packing.code_bytes());
+        }
+        return codes;
+    }
+
+    /// What one code means, read bit by bit.
+    static Row read(const Kind& kind, size_t n_atoms, size_t sparsity, const std::byte* code) {
+        const bool published = kind.layout == CodeLayout::kPublished;
+        const size_t coefficient_bits = !published && kind.format == CoefficientFormat::kSigned4 ? 4 : 8;
+        const size_t bits = index_bits(n_atoms, kind.layout);
+        const double scale = std::exp2((static_cast<int>(code[0]) - 160) / 8.0);
+        const size_t count = published ? bits_at(code, 0, 16) : bits_at(code, 8, 8);
+        Row row;
+        for (size_t i = 0; i < count; ++i) {
+            const unsigned value = bits_at(code, 16 + i * coefficient_bits, coefficient_bits);
+            const double level = std::lround(kLevels[value % 8] * 127) / 127.0;
+            row.index.push_back(
+                static_cast<uint16_t>(bits_at(code, 16 + sparsity * coefficient_bits + i * bits, bits)));
+            row.coefficient.push_back(static_cast<float>(coefficient_bits == 4 ? (value < 8 ? level : -level) * scale
+                                                         : published           ? e4m3(value)
+                                                                               : e4m3(value) * scale / 448));
+        }
+        return row;
+    }
+
+    std::mt19937 rng_{11};
+};
+
+TEST_P(PackingTest, CountsBytes) {
+    for (size_t n_atoms = 2; n_atoms <= 32768; n_atoms = n_atoms * 5 / 4 + 1) {
+        for (size_t s = 1; s <= 64; ++s) {
+            const size_t coefficient_bits = GetParam().format == CoefficientFormat::kSigned4 ? 4 : 8;
+            const auto index_bits_exact = static_cast<size_t>(std::ceil(std::log2(static_cast<double>(n_atoms))));
+            const size_t expected = GetParam().layout == CodeLayout::kPublished
+                                        ? 3 * s + 2
+                                        : 2 + (s * (coefficient_bits + index_bits_exact) + 7) / 8;
+            const Packing p = packing(n_atoms, s);
+            ASSERT_EQ(p.code_bytes(), expected) << "N " << n_atoms << " s " << s;
+            ASSERT_EQ(Packing::code_bytes(n_atoms, s, GetParam().format, GetParam().layout), expected);
+            ASSERT_EQ(p.sparsity(), s);
+            ASSERT_EQ(p.stride(), (s + 15) / 16 * 16);
+        }
+    }
+}
+
+TEST_P(PackingTest, RoundTrips) {
+    constexpr size_t kRows = 3;
+    for (const size_t n_atoms :
+         {2, 3, 4, 5, 8, 9, 16, 31, 64, 100, 128, 257, 512, 1000, 1024, 2048, 4095, 4096, 8192, 16384, 20000, 32768}) {
+        for (size_t s = 1; s <= 64; ++s) {
+            SCOPED_TRACE("N " + std::to_string(n_atoms) + " s " + std::to_string(s));
+            const Packing p = packing(n_atoms, s);
+            const std::vector<Row> rows = {random_row(n_atoms, s), random_row(n_atoms, rng_() % (s + 1)),
+                                           random_row(n_atoms, s, 30.0F)};
+            const std::vector<std::byte> codes = pack(p, rows);
+            for (size_t i = 0; i < Codec::kCodeSlackBytes; ++i) {
+                ASSERT_EQ(codes[kRows * p.code_bytes() + i], std::byte{0xA5}) << "wrote past the code";
+            }
+            std::vector<Row> expected;
+            for (size_t i = 0; i < kRows; ++i) {
+                expected.push_back(read(GetParam(), n_atoms, s, codes.data() + i * p.code_bytes()));
+                ASSERT_EQ(expected[i].index, rows[i].index);
+            }
+            const std::vector<uint16_t> order = {2, 0, 1, 2};
+            const auto scale = static_cast<uint32_t>(s % 2 == 0 ? 1U << rng_() % 9 : 1 + rng_() % 256);
+            for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+                SCOPED_TRACE(hwy::TargetName(target));
+                hwy::SetSupportedTargetsForTest(target);
+                std::vector<uint32_t> offset(order.size() * p.stride(), 77);
+                std::vector<float> coefficient(order.size() * p.stride(), 77.0F);
+                p.unpack(codes.data(), order, scale, offset.data(), coefficient.data());
+                for (size_t i = 0; i < offset.size(); ++i) {
+                    const Row& row = expected[order[i / p.stride()]];
+                    const size_t k = i % p.stride();
+                    if (k < row.index.size()) {
+                        ASSERT_EQ(offset[i], row.index[k] * scale) << "nonzero " << k;
+                        ASSERT_NEAR(coefficient[i], row.coefficient[k], 1e-6 * std::abs(row.coefficient[k]));
+                    } else {
+                        ASSERT_EQ(offset[i], 0U) << "nonzero " << k;
+                        ASSERT_EQ(coefficient[i], 0.0F) << "nonzero " << k;
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST_P(PackingTest, QuantisationErrorIsBounded) {
+    constexpr size_t kAtoms = 1024;
+    constexpr size_t kSparsity = 16;
+    const Packing p = packing(kAtoms, kSparsity);
+    const bool published = GetParam().layout == CodeLayout::kPublished;
+    for (const float size : {1e-3F, 0.1F, 1.0F, 40.0F}) {
+        for (int round = 0; round < 200; ++round) {
+            const Row row = random_row(kAtoms, 1 + rng_() % kSparsity, size);
+            const std::vector<std::byte> codes = pack(p, {row});
+            const uint16_t first = 0;
+            std::vector<uint32_t> offset(p.stride());
+            std::vector<float> coefficient(p.stride());
+            p.unpack(codes.data(), {&first, 1}, 1, offset.data(), coefficient.data());
+            double largest = 0.0;
+            for (const float c : row.coefficient) {
+                largest = std::max(largest, std::abs(double{c}));
+            }
+            double squared_error = 0.0;
+            for (size_t i = 0; i < row.coefficient.size(); ++i) {
+                const double error = std::abs(double{row.coefficient[i]} - coefficient[i]);
+                squared_error += error * error;
+                if (GetParam().format == CoefficientFormat::kFp8) {
+                    // Half of the last of three bits of mantissa, or half a step of the subnormals.
+                    const double unit = published ? 1.0 : largest * std::exp2(0.125) / 448;
+                    const double bound = std::max(std::abs(double{row.coefficient[i]}) / 16, unit / 1024);
+                    ASSERT_LE(error, bound * 1.0001) << row.coefficient[i];
+                }
+                ASSERT_LE(row.coefficient[i] * coefficient[i], published ? 1e9 : largest * largest * 1.2);
+                ASSERT_GE(row.coefficient[i] * coefficient[i], 0.0F) << "the sign was lost";
+            }
+            // The widest gap of the levels is 0.2 (0.8 to 1.0); the smallest level 0.08 stands for zero.
+            const double bound = 0.1 * std::exp2(0.125) * largest + largest / 127;
+            if (GetParam().format == CoefficientFormat::kSigned4) {
+                ASSERT_LE(std::sqrt(squared_error / static_cast<double>(row.coefficient.size())), bound);
+            }
+        }
+    }
+}
+
+TEST_P(PackingTest, ZeroRowsAndLimits) {
+    const Packing p = packing(512, 5);
+    const Row zeros{{1, 2, 3}, {0.0F, 0.0F, -0.0F}};
+    const Row huge{{511, 0, 3}, {1e20F, -1e20F, 1.0F}};
+    const Row tiny{{511, 0, 3}, {1e-20F, -1e-20F, 1e-30F}};
+    const std::vector<std::byte> codes = pack(p, {zeros, {}, huge, tiny});
+    const std::vector<uint16_t> rows = {0, 1, 2, 3};
+    std::vector<uint32_t> offset(4 * p.stride());
+    std::vector<float> coefficient(4 * p.stride());
+    p.unpack(codes.data(), rows, 1, offset.data(), coefficient.data());
+    for (size_t i = 0; i < 2 * p.stride(); ++i) {
+        ASSERT_EQ(coefficient[i], 0.0F);
+    }
+    for (size_t i = 2 * p.stride(); i < 4 * p.stride(); ++i) {
+        ASSERT_TRUE(std::isfinite(coefficient[i]));
+    }
+    // What the format cannot hold becomes its largest value, not noise.
+    EXPECT_GT(coefficient[2 * p.stride()], 400.0F);
+    EXPECT_LT(coefficient[2 * p.stride() + 1], -400.0F);
+    EXPECT_NEAR(coefficient[3 * p.stride()], 0.0F, 1e-5F);
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, PackingTest,
+                         testing::Values(Kind{"Signed4", CoefficientFormat::kSigned4, CodeLayout::kPacked},
+                                         Kind{"Fp8", CoefficientFormat::kFp8, CodeLayout::kPacked},
+                                         Kind{"Published", CoefficientFormat::kFp8, CodeLayout::kPublished}),
+                         [](const auto& test) { return test.param.name; });
+
+}  // namespace
+}  // namespace kvcodec

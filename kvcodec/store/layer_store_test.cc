@@ -1,0 +1,454 @@
+#include "kvcodec/store/layer_store.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <cmath>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kvcodec/codec/scalar/scalar_codec.h"
+#include "kvcodec/half.h"
+
+namespace kvcodec {
+namespace {
+
+constexpr size_t kBlock = LayerStore::kBlock;
+constexpr LayerGeometry kGeometry{4 * kBlock, 3, 64, 80};
+constexpr size_t kRowK = kGeometry.n_head_kv * kGeometry.dim_k;
+constexpr size_t kRowV = kGeometry.n_head_kv * kGeometry.dim_v;
+
+std::vector<float> random_vector(size_t n, std::mt19937& rng, float deviation = 1.0F) {
+    std::normal_distribution<float> normal(0.0F, deviation);
+    std::vector<float> x(n);
+    for (float& v : x) {
+        v = normal(rng);
+    }
+    return x;
+}
+
+std::vector<uint16_t> halves(const std::vector<float>& x) {
+    std::vector<uint16_t> half(x.size());
+    std::transform(x.begin(), x.end(), half.begin(), float_to_half);
+    return half;
+}
+
+double relative_error(const std::vector<uint16_t>& x, const std::vector<uint16_t>& y) {
+    double error = 0.0;
+    double energy = 0.0;
+    for (size_t i = 0; i < x.size(); ++i) {
+        const double difference = double{half_to_float(x[i])} - half_to_float(y[i]);
+        error += difference * difference;
+        energy += double{half_to_float(x[i])} * half_to_float(x[i]);
+    }
+    return error / energy;
+}
+
+Rope make_rope() {
+    RopeParams params;
+    params.pairing = RopeParams::Pairing::kHalves;
+    params.n_dims = kGeometry.dim_k;
+    return {params, kGeometry.dim_k};
+}
+
+class LayerStoreTest : public testing::Test {
+  protected:
+    void SetUp() override {
+        std::iota(positions_.begin(), positions_.end(), 1000);
+        store_.set_codecs(kGeometry, {k_codec_, v_codec_, {}, {}, rope_});
+    }
+    void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+
+    /// With means much larger than what is left without them.
+    void use_means() {
+        k_mean_ = random_vector(kRowK, rng_, 20.0F);
+        v_mean_ = random_vector(kRowV, rng_, 20.0F);
+        const RotatingMean mean(std::make_shared<RopeTables>(rope_), k_mean_, kGeometry.n_head_kv);
+        store_.set_codecs(kGeometry, {k_codec_, v_codec_, mean, v_mean_, rope_});
+    }
+
+    /// Writes both sides of a cell: the means plus noise. Returns what was written.
+    void write(size_t cell) {
+        std::vector<float> k = random_vector(kRowK, rng_);
+        std::vector<float> v = random_vector(kRowV, rng_);
+        if (!k_mean_.empty()) {
+            for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+                std::vector<float> mean(k_mean_.begin() + static_cast<std::ptrdiff_t>(head * kGeometry.dim_k),
+                                        k_mean_.begin() + static_cast<std::ptrdiff_t>((head + 1) * kGeometry.dim_k));
+                rope_.rotate(mean.data(), positions_[cell]);
+                for (size_t i = 0; i < kGeometry.dim_k; ++i) {
+                    k[head * kGeometry.dim_k + i] += mean[i];
+                }
+            }
+            std::transform(v.begin(), v.end(), v_mean_.begin(), v.begin(), std::plus<>());
+        }
+        store_.write(Side::kK, cell, k.data());
+        store_.write(Side::kV, cell, v.data());
+    }
+
+    std::vector<uint16_t> read(Side side, size_t cell) const {
+        std::vector<uint16_t> row(side == Side::kK ? kRowK : kRowV, 0x7777);
+        store_.read(side, cell, positions_.data(), row.data());
+        return row;
+    }
+
+    void encode(const std::vector<uint32_t>& cells) {
+        SingleThread team;
+        store_.encode(cells, positions_.data(), team);
+    }
+
+    std::mt19937 rng_{31};
+    const Rope rope_ = make_rope();
+    const std::shared_ptr<const Codec> k_codec_ = std::make_shared<ScalarCodec>(kGeometry.dim_k, 4);
+    const std::shared_ptr<const Codec> v_codec_ = std::make_shared<ScalarCodec>(kGeometry.dim_v, 3);
+    std::vector<float> k_mean_;
+    std::vector<float> v_mean_;
+    std::vector<int32_t> positions_ = std::vector<int32_t>(kGeometry.n_cells);
+    LayerStore store_{kGeometry.n_cells, kRowK, kRowV, true};
+};
+
+TEST_F(LayerStoreTest, ReadsWhatWasWritten) {
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        for (const size_t cell : {size_t{0}, size_t{63}, size_t{64}, kGeometry.n_cells - 1}) {
+            std::vector<float> k = random_vector(kRowK, rng_);
+            std::vector<float> v = random_vector(kRowV, rng_, 1e-6F);
+            k[3] = 1e6F;
+            k[4] = -INFINITY;
+            k[5] = 0.0F;
+            k[6] = 65519.0F;
+            store_.write(Side::kK, cell, k.data());
+            ASSERT_TRUE(store_.is_dense(cell));
+            store_.write(Side::kV, cell, v.data());
+            ASSERT_TRUE(store_.is_whole(cell));
+            ASSERT_FALSE(store_.is_coded(cell));
+            ASSERT_EQ(read(Side::kK, cell), halves(k)) << cell;
+            ASSERT_EQ(read(Side::kV, cell), halves(v)) << cell;
+            store_.write_half(Side::kV, cell, halves(v).data());
+            ASSERT_EQ(read(Side::kV, cell), halves(v)) << cell;
+            ASSERT_EQ(read(Side::kK, cell), halves(k)) << "the other side changed";
+            ASSERT_TRUE(std::equal(k.begin(), k.end(), store_.dense_row(Side::kK, cell),
+                                   [](float a, uint16_t b) { return float_to_half(a) == b; }));
+        }
+    }
+    EXPECT_EQ(store_.dense_rows(), 4U);
+    EXPECT_EQ(store_.coded_cells(), 0U);
+    EXPECT_EQ(store_.rows_rebuilt(), 0U);
+}
+
+TEST_F(LayerStoreTest, OneSideAloneIsNotWhole) {
+    store_.write(Side::kV, 5, random_vector(kRowV, rng_).data());
+    EXPECT_TRUE(store_.is_dense(5));
+    EXPECT_FALSE(store_.is_whole(5));
+    EXPECT_EQ(read(Side::kK, 5), std::vector<uint16_t>(kRowK, 0));
+    store_.write(Side::kK, 5, random_vector(kRowK, rng_).data());
+    EXPECT_TRUE(store_.is_whole(5));
+    EXPECT_EQ(store_.dense_rows(), 1U);
+}
+
+TEST_F(LayerStoreTest, EmptyCellsReadAsZero) {
+    write(9);
+    store_.drop(9);
+    for (const size_t cell : {9, 10}) {
+        EXPECT_FALSE(store_.is_dense(cell) || store_.is_coded(cell));
+        EXPECT_EQ(read(Side::kK, cell), std::vector<uint16_t>(kRowK, 0));
+        EXPECT_EQ(read(Side::kV, cell), std::vector<uint16_t>(kRowV, 0));
+    }
+}
+
+TEST_F(LayerStoreTest, ErrorAfterEncodeIsThatOfTheCodec) {
+    for (const bool means : {false, true}) {
+        if (means) {
+            use_means();
+        }
+        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+            SCOPED_TRACE(hwy::TargetName(target));
+            hwy::SetSupportedTargetsForTest(target);
+            const std::vector<uint32_t> cells = {3, 60, 64, 65, 130, 255};
+            std::vector<std::vector<uint16_t>> k;
+            std::vector<std::vector<uint16_t>> v;
+            for (const uint32_t cell : cells) {
+                write(cell);
+                k.push_back(read(Side::kK, cell));
+                v.push_back(read(Side::kV, cell));
+            }
+            write(66);
+            const std::vector<uint16_t> neighbour = read(Side::kK, 66);
+            encode(cells);
+            ASSERT_EQ(store_.coded_cells(), cells.size());
+            ASSERT_EQ(store_.dense_rows(), 1U);
+            // Means of size 20 leave residuals of size 1: the error falls with the square.
+            const double share = means ? 1.0 / 400 : 1.0;
+            for (size_t i = 0; i < cells.size(); ++i) {
+                ASSERT_TRUE(store_.is_coded(cells[i]));
+                ASSERT_FALSE(store_.is_dense(cells[i]));
+                const double k_error = relative_error(k[i], read(Side::kK, cells[i]));
+                const double v_error = relative_error(v[i], read(Side::kV, cells[i]));
+                EXPECT_LT(k_error, 0.02 * share) << cells[i];
+                EXPECT_LT(v_error, 0.07 * share) << cells[i];
+                EXPECT_GT(k_error, 0.003 * share) << cells[i];
+                EXPECT_GT(v_error, 0.01 * share) << cells[i];
+            }
+            EXPECT_EQ(read(Side::kK, 66), neighbour);
+        }
+    }
+}
+
+TEST_F(LayerStoreTest, TeamsEncodeAlike) {
+    use_means();
+    std::vector<uint32_t> cells(kGeometry.n_cells);
+    std::iota(cells.begin(), cells.end(), 0U);
+    std::shuffle(cells.begin(), cells.end(), rng_);
+    cells.resize(201);
+    std::vector<std::vector<uint16_t>> dense;
+    for (const uint32_t cell : cells) {
+        write(cell);
+        dense.push_back(read(Side::kK, cell));
+    }
+    const auto codes = [&](Side side) {
+        const size_t bytes = (side == Side::kK ? *k_codec_ : *v_codec_).code_bytes();
+        std::vector<std::byte> all;
+        for (const uint32_t cell : cells) {
+            for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+                const std::byte* code = store_.codes(side, cell / kBlock, head) + cell % kBlock * bytes;
+                all.insert(all.end(), code, code + bytes);
+            }
+        }
+        return all;
+    };
+    std::vector<std::vector<uint16_t>> v_rows;
+    for (const uint32_t cell : cells) {
+        v_rows.push_back(read(Side::kV, cell));
+    }
+    encode(cells);
+    const std::vector<std::byte> k_codes = codes(Side::kK);
+    const std::vector<std::byte> v_codes = codes(Side::kV);
+    for (const size_t size : {2, 5}) {
+        store_.clear();
+        for (size_t i = 0; i < cells.size(); ++i) {
+            store_.write_half(Side::kK, cells[i], dense[i].data());
+            store_.write_half(Side::kV, cells[i], v_rows[i].data());
+        }
+        const std::unique_ptr<Team> team = make_parked_team(size);
+        store_.encode(cells, positions_.data(), *team);
+        EXPECT_EQ(codes(Side::kK), k_codes);
+        EXPECT_EQ(codes(Side::kV), v_codes);
+    }
+}
+
+TEST_F(LayerStoreTest, OverwritingACodeDropsIt) {
+    write(7);
+    write(8);
+    encode({7, 8});
+    store_.shift_key(7, 3, rope_);
+    const std::vector<float> k = random_vector(kRowK, rng_);
+    store_.write(Side::kK, 7, k.data());
+    EXPECT_TRUE(store_.is_dense(7));
+    EXPECT_FALSE(store_.is_coded(7));
+    EXPECT_FALSE(store_.is_whole(7));
+    EXPECT_EQ(store_.shift(7), 0);
+    EXPECT_EQ(store_.coded_cells(), 1U);
+    EXPECT_EQ(read(Side::kK, 7), halves(k));
+    write(7);
+    encode({7});
+    EXPECT_EQ(store_.coded_cells(), 2U);
+    EXPECT_EQ(store_.dense_rows(), 0U);
+}
+
+TEST_F(LayerStoreTest, DropAndClear) {
+    for (uint32_t cell = 0; cell < kGeometry.n_cells; ++cell) {
+        write(cell);
+    }
+    std::vector<uint32_t> cells(3 * kBlock);
+    std::iota(cells.begin(), cells.end(), 0U);
+    const size_t dense_bytes = store_.resident_bytes();
+    encode(cells);
+    store_.trim();
+    const size_t row_bytes = (kRowK + kRowV) * sizeof(uint16_t);
+    EXPECT_LT(store_.resident_bytes(), dense_bytes - cells.size() * row_bytes / 2);
+    EXPECT_EQ(store_.code_bytes_per_token(), kGeometry.n_head_kv * (k_codec_->code_bytes() + v_codec_->code_bytes()));
+    store_.shift_key(1, 5, rope_);
+    EXPECT_EQ(store_.shift(1), 5);
+    store_.drop(1);
+    store_.drop(1);
+    store_.drop(kGeometry.n_cells - 1);
+    EXPECT_EQ(store_.shift(1), 0);
+    EXPECT_EQ(store_.coded_cells(), cells.size() - 1);
+    EXPECT_EQ(store_.dense_rows(), kBlock - 1);
+    store_.clear();
+    EXPECT_EQ(store_.coded_cells(), 0U);
+    EXPECT_EQ(store_.dense_rows(), 0U);
+    for (size_t cell = 0; cell < kGeometry.n_cells; ++cell) {
+        ASSERT_FALSE(store_.is_dense(cell) || store_.is_coded(cell));
+    }
+    EXPECT_LE(store_.resident_bytes(), kGeometry.n_cells);  // the states of cells
+    write(2);
+    EXPECT_EQ(store_.dense_rows(), 1U);
+}
+
+TEST_F(LayerStoreTest, GathersMixedRows) {
+    use_means();
+    constexpr size_t kTested = 2;  // block
+    std::vector<uint32_t> coded;
+    for (uint32_t row = 0; row < kBlock; ++row) {
+        const uint32_t cell = kTested * kBlock + row;
+        if (row % 11 != 4) {
+            write(cell);
+            if (row % 5 != 2) {
+                coded.push_back(cell);
+            }
+        }
+    }
+    encode(coded);
+    for (const uint32_t cell : {coded[2], coded[20], coded[21]}) {
+        store_.shift_key(cell, 17, rope_);
+        positions_[cell] += 17;
+    }
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        for (int round = 0; round < 8; ++round) {
+            std::vector<uint16_t> rows(kBlock);
+            std::iota(rows.begin(), rows.end(), uint16_t{0});
+            if (round % 2 == 1) {
+                std::shuffle(rows.begin(), rows.end(), rng_);
+            }
+            rows.resize(round == 0 ? kBlock : 1 + rng_() % kBlock);
+            for (const Side side : {Side::kK, Side::kV}) {
+                const size_t dim = side == Side::kK ? kGeometry.dim_k : kGeometry.dim_v;
+                for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+                    const uint64_t rebuilt = store_.rows_rebuilt();
+                    std::vector<float> x(rows.size() * dim + 1, -7.0F);
+                    store_.gather(side, kTested, head, rows, positions_.data(), x.data());
+                    ASSERT_EQ(x.back(), -7.0F);
+                    size_t n_coded = 0;
+                    for (size_t i = 0; i < rows.size(); ++i) {
+                        const size_t cell = kTested * kBlock + rows[i];
+                        n_coded += store_.is_coded(cell) ? 1 : 0;
+                        ASSERT_EQ(store_.is_dense(cell) || store_.is_coded(cell), rows[i] % 11 != 4);
+                    }
+                    ASSERT_EQ(store_.rows_rebuilt() - rebuilt, n_coded);
+                    for (size_t i = 0; i < rows.size(); ++i) {
+                        const std::vector<uint16_t> row = read(side, kTested * kBlock + rows[i]);
+                        if (store_.is_dense(kTested * kBlock + rows[i])) {
+                            for (size_t j = 0; j < dim; ++j) {
+                                ASSERT_EQ(x[i * dim + j], half_to_float(row[head * dim + j])) << "row " << rows[i];
+                            }
+                        }
+                        for (size_t j = 0; j < dim; ++j) {
+                            const float value = half_to_float(row[head * dim + j]);
+                            ASSERT_NEAR(x[i * dim + j], value, 6e-4 * std::abs(value) + 1e-6) << "row " << rows[i];
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+TEST_F(LayerStoreTest, CopiesCellsInAnyState) {
+    use_means();
+    std::fill(positions_.begin(), positions_.end(), 77);
+    for (const size_t cell : {1, 2, 200, 201, 202, 203}) {
+        write(cell);
+    }
+    store_.write(Side::kK, 4, random_vector(kRowK, rng_).data());
+    encode({2, 201, 203});
+    store_.shift_key(2, 9, rope_);
+    store_.shift_key(201, -4, rope_);
+    // Dense, coded, empty and half-written cells over dense, coded and empty ones.
+    for (const size_t from : {size_t{1}, size_t{2}, size_t{3}, size_t{4}}) {
+        for (const size_t to : {size_t{200}, size_t{201}, size_t{202}, size_t{203}, size_t{100}, from}) {
+            const std::vector<uint16_t> k = read(Side::kK, from);
+            const std::vector<uint16_t> v = read(Side::kV, from);
+            const bool states[] = {store_.is_dense(from), store_.is_whole(from), store_.is_coded(from)};
+            const int32_t shift = store_.shift(from);
+            store_.copy_cell(from, to);
+            for (const size_t cell : {from, to}) {
+                EXPECT_EQ(read(Side::kK, cell), k) << from << " to " << to;
+                EXPECT_EQ(read(Side::kV, cell), v) << from << " to " << to;
+                EXPECT_EQ(store_.is_dense(cell), states[0]) << from << " to " << to;
+                EXPECT_EQ(store_.is_whole(cell), states[1]) << from << " to " << to;
+                EXPECT_EQ(store_.is_coded(cell), states[2]) << from << " to " << to;
+                EXPECT_EQ(store_.shift(cell), shift) << from << " to " << to;
+            }
+        }
+    }
+    size_t n_dense = 0;
+    size_t n_coded = 0;
+    for (size_t cell = 0; cell < kGeometry.n_cells; ++cell) {
+        n_dense += store_.is_dense(cell) ? 1 : 0;
+        n_coded += store_.is_coded(cell) ? 1 : 0;
+    }
+    EXPECT_EQ(store_.dense_rows(), n_dense);
+    EXPECT_EQ(store_.coded_cells(), n_coded);
+}
+
+TEST_F(LayerStoreTest, CopiedRowsAreIndependent) {
+    write(1);
+    store_.copy_cell(1, 2);
+    const std::vector<uint16_t> before = read(Side::kK, 2);
+    write(1);
+    EXPECT_EQ(read(Side::kK, 2), before);
+    encode({2});
+    EXPECT_TRUE(store_.is_whole(1));
+}
+
+TEST_F(LayerStoreTest, ShiftRotatesDenseKeys) {
+    write(12);
+    const std::vector<uint16_t> k = read(Side::kK, 12);
+    const std::vector<uint16_t> v = read(Side::kV, 12);
+    store_.shift_key(12, -31, rope_);
+    store_.shift_key(13, -31, rope_);  // empty
+    const std::vector<uint16_t> shifted = read(Side::kK, 12);
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        std::vector<float> x;
+        for (size_t i = 0; i < kGeometry.dim_k; ++i) {
+            x.push_back(half_to_float(k[head * kGeometry.dim_k + i]));
+        }
+        rope_.shift(x.data(), -31);
+        for (size_t i = 0; i < kGeometry.dim_k; ++i) {
+            ASSERT_NEAR(half_to_float(shifted[head * kGeometry.dim_k + i]), x[i], 1e-3 * std::abs(x[i]) + 1e-6);
+        }
+    }
+    EXPECT_EQ(read(Side::kV, 12), v);
+    EXPECT_EQ(store_.shift(12), 0);
+}
+
+TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
+    use_means();
+    const std::vector<uint32_t> cells = {66, 67, 68};
+    for (const uint32_t cell : cells) {
+        write(cell);
+    }
+    encode(cells);
+    const std::vector<uint16_t> rows = {2, 3, 4};
+    const size_t dim = kGeometry.dim_k;
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        std::vector<float> residual(rows.size() * dim);
+        k_codec_->decode(store_.codes(Side::kK, 1, head) + 2 * k_codec_->code_bytes(), rows.size(), residual.data());
+        if (head == 0) {
+            store_.shift_key(67, 250, rope_);
+            store_.shift_key(67, -50, rope_);
+            positions_[67] += 200;
+        }
+        EXPECT_EQ(store_.shift(67), 200);
+        rope_.shift(residual.data() + dim, 200);
+        std::vector<float> x(rows.size() * dim);
+        store_.gather(Side::kK, 1, head, rows, positions_.data(), x.data());
+        for (size_t i = 0; i < rows.size(); ++i) {
+            std::vector<float> mean(k_mean_.begin() + static_cast<std::ptrdiff_t>(head * dim),
+                                    k_mean_.begin() + static_cast<std::ptrdiff_t>((head + 1) * dim));
+            rope_.rotate(mean.data(), positions_[cells[i]]);
+            for (size_t j = 0; j < dim; ++j) {
+                ASSERT_NEAR(x[i * dim + j], residual[i * dim + j] + mean[j], 2e-4) << "row " << i;
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace kvcodec

@@ -199,7 +199,7 @@ void add_weights(const float* p, size_t m, size_t lanes, float* total) {
 bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call) const {
     const LayerGeometry& g = store.geometry();
     const size_t lanes = pad_lanes(call.n_head / g.n_head_kv * call.n_tokens);
-    if (lanes > kMaxCodeLanes || call.n_cells == 0) {
+    if (lanes > kMaxCodeLanes || call.n_cells == 0 || (store.coded_cells() == 0 && crossover_ < 0)) {
         return false;
     }
     if (crossover_ >= 0) {
@@ -208,7 +208,9 @@ bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call
     const Codec& k = *store.codecs().k;
     const Codec& v = *store.codecs().v;
     if (k.nonzeros() == k.space() && v.nonzeros() == v.space()) {
-        return true;  // dense codes: tables are as small as the queries
+        // Dense codes: tables are as small as the queries, only the extra barriers cost.
+        constexpr size_t kFewCells = 512;
+        return call.n_cells >= kFewCells;
     }
     // Multiply-adds of either way. A sparse one costs about four dense ones: it is a load, an add and a store.
     constexpr size_t kSparseCost = 4;

@@ -44,16 +44,17 @@ llama_build_dir() {
     echo "$llama_root/build-$(uname -m)${features:+-$features}"
 }
 
-# download PACKAGE ARCHIVE SHA256: leaves a verified ARCHIVE in the cache; a partial or wrong file is never kept.
+# download PACKAGE ARCHIVE SHA256: leaves a verified ARCHIVE in the cache; a partial or wrong file is never kept. The
+# caller holds a lock.
 download() {
     local package=$1 archive=$2 sha256=$3 dir="$kvcodec_cache/downloads" tmp
     mkdir -p "$dir"
     if [[ -f "$dir/$archive" ]] && echo "$sha256  $dir/$archive" | sha256sum --check --status; then return; fi
-    rm -f "$dir/$archive"
+    tmp="$dir/$archive.partial"
+    rm -rf "${dir:?}/$archive" "$tmp"
     echo "downloading $package" >&2
-    tmp="$(mktemp -d "$dir/partial.XXXXXX")"
     local pip_options=(--quiet --disable-pip-version-check --no-deps --dest "$tmp")
-    [[ $archive == *.tar.gz ]] && pip_options+=(--no-binary :all:)
+    [[ $archive == *.tar.gz ]] && pip_options+=(--no-binary "${package%%==*}")
     if ! python3 -m pip download "${pip_options[@]}" "$package" >&2; then
         rm -rf "$tmp"
         die "pip could not download $package; check the network and run the command again"

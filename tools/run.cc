@@ -265,6 +265,9 @@ void add_run_command(CLI::App& app, std::vector<std::string> program) {
         "variables: -dev and -fa 1 are added to its arguments instead. KVCODEC holds further choices (s_k, bits_v, "
         "...);\n"
         "options given here win.\n\n"
+        "Exit codes: 0 success, 1 failure, 2 wrong usage, 126 program not executable, 127 program not found; otherwise "
+        "the\n"
+        "program's own.\n\n"
         "Example: kvcodec run --budget 20% -- llama-server -m model.gguf");
     command->allow_extras();
     command->callback([command, options, program = std::move(program)] {

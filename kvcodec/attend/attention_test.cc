@@ -466,8 +466,15 @@ TEST(Attention, ChoosesItsWay) {
     EXPECT_FALSE(Attention(kCodeSpace).in_code_space(many_lanes.store(), many_lanes.call(out)));
     const Case most_lanes({64, 64, 1, 8, 4, 64}, {}, 8);
     EXPECT_TRUE(Attention(kCodeSpace).in_code_space(most_lanes.store(), most_lanes.call(out)));
-    // Codes of the scalar codec are as dense as the vectors: no table to pay for.
-    EXPECT_TRUE(Attention().in_code_space(most_lanes.store(), most_lanes.call(out)));
+    // Codes of the scalar codec are as dense as the vectors: no table to pay for, unless there are few cells.
+    call = most_lanes.call(out);
+    EXPECT_FALSE(Attention().in_code_space(most_lanes.store(), call));
+    call.n_cells = 10'000;
+    EXPECT_TRUE(Attention().in_code_space(most_lanes.store(), call));
+
+    LayerStore nothing_coded(kBlock, 64, 64, true);
+    nothing_coded.set_codecs(most_lanes.store().geometry(), most_lanes.store().codecs());
+    EXPECT_FALSE(Attention().in_code_space(nothing_coded, call));
 }
 
 }  // namespace

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Builds with warnings as errors; runs the unit tests under the sanitizers, then all tests. ctest's summary comes last.
+set -euo pipefail
+scripts="$(cd "$(dirname "$0")" && pwd)"
+cd "$scripts/.."
+
+"$scripts/build.sh" -DKVCODEC_WERROR=ON
+
+cmake --preset asan -DKVCODEC_WERROR=ON
+cmake --build --preset asan
+ctest --preset asan --label-regex unit --parallel "$(nproc)"
+
+# Integration tests hold a lock on the processor, so that --parallel serves the unit tests only.
+ctest --preset release --parallel "$(nproc)"

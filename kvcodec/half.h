@@ -17,7 +17,7 @@ inline float half_to_float(uint16_t half) {
     return std::bit_cast<float>(sign | std::bit_cast<uint32_t>(magnitude));
 }
 
-/// Rounds to nearest even; magnitudes above 65504 become infinity.
+/// Rounds to nearest even; magnitudes from 65520 on become infinity.
 inline uint16_t float_to_half(float value) {
     const auto bits = std::bit_cast<uint32_t>(value);
     const auto sign = static_cast<uint16_t>((bits >> 16) & 0x8000U);

@@ -91,11 +91,10 @@ class BlockMask {
             }
             return true;
         }
-        std::array<float, kBlock> widened;
         uint64_t seen = 0;
         for (size_t token = 0; token < lanes_.n_tokens; ++token) {
             const uint16_t* mask = mask_row(call_, lanes_.first_token + token, first);
-            switch (widen_mask(mask, n, 1.0F, widened.data())) {
+            switch (classify_mask(mask, n)) {
                 case MaskKind::kHidden:
                     mixed_ = true;
                     break;
@@ -178,7 +177,7 @@ float join_sink(const AttentionCall& call, const Lanes& lanes, size_t lane, floa
     }
     const float sink = call.sinks[lanes.first_head + lane / lanes.n_tokens];
     if (sink <= max) {
-        sum += std::exp(sink - max);
+        sum += max == -INFINITY ? 0 : std::exp(sink - max);
         return 1;
     }
     const float factor = std::exp(max - sink);

@@ -3,7 +3,6 @@
 #include <algorithm>
 #include <cmath>
 
-#include "kvcodec/half.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/attend/softmax.cc"
@@ -17,8 +16,6 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr uint16_t kHalfMinusInfinity = 0xFC00;
-// Without F16C, Highway's own conversion knows no infinities.
-constexpr bool kExactHalf = !HWY_ARCH_X86 || HWY_TARGET < HWY_SSE4;
 
 void mask_scores(float* s, size_t n, float scale, float softcap, const float* bias) {
     const hn::ScalableTag<float> wide;
@@ -159,29 +156,15 @@ size_t count_not_hidden(const uint16_t* mask, size_t n) {
     return count;
 }
 
-MaskKind widen_bias(const uint16_t* mask, size_t n, float slope, float* bias) {
-    const hn::ScalableTag<float> d;
-    const hn::Rebind<hwy::float16_t, decltype(d)> dh;
-    const size_t visible = count_not_hidden(mask, n);
-    if (visible == 0) {
+MaskKind classify(const uint16_t* mask, size_t n) {
+    if (count_not_hidden(mask, n) == 0) {
         return MaskKind::kHidden;
     }
     uint16_t any = 0;
     for (size_t i = 0; i < n; ++i) {
         any |= mask[i];
     }
-    if (any == 0) {
-        return MaskKind::kOpen;
-    }
-    size_t i = 0;
-    for (; kExactHalf && i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
-        const auto half = hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(mask + i));
-        hn::StoreU(hn::PromoteTo(d, half) * hn::Set(d, slope), d, bias + i);
-    }
-    for (; i < n; ++i) {
-        bias[i] = half_to_float(mask[i]) * slope;
-    }
-    return MaskKind::kMixed;
+    return any == 0 ? MaskKind::kOpen : MaskKind::kMixed;
 }
 
 }  // namespace HWY_NAMESPACE
@@ -195,7 +178,7 @@ HWY_EXPORT(mask_scores);
 HWY_EXPORT(step_all);
 HWY_EXPORT(multiply_lanes);
 HWY_EXPORT(count_not_hidden);
-HWY_EXPORT(widen_bias);
+HWY_EXPORT(classify);
 
 void scale_and_mask(float* s, size_t m, size_t lanes, float scale, float softcap, const float* bias) {
     HWY_DYNAMIC_DISPATCH(mask_scores)(s, m * lanes, scale, softcap, bias);
@@ -209,9 +192,7 @@ void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor) {
     HWY_DYNAMIC_DISPATCH(multiply_lanes)(x, rows, lanes, factor);
 }
 
-MaskKind widen_mask(const uint16_t* mask, size_t n, float slope, float* bias) {
-    return HWY_DYNAMIC_DISPATCH(widen_bias)(mask, n, slope, bias);
-}
+MaskKind classify_mask(const uint16_t* mask, size_t n) { return HWY_DYNAMIC_DISPATCH(classify)(mask, n); }
 
 size_t count_visible(const uint16_t* mask, size_t n) { return HWY_DYNAMIC_DISPATCH(count_not_hidden)(mask, n); }
 

@@ -17,9 +17,9 @@ bool softmax_step(float* s, size_t m, size_t lanes, float* max, float* sum, floa
 /// x[rows, lanes] *= factor[lanes].
 void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor);
 
-/// Half-precision mask values widened: bias[i] = slope * mask[i]; returns 0 if all are -inf, 1 if all are 0, else 2.
+/// Whether all, none or some of n half-precision mask values let a query see the cell unchanged (0) or not at all (-inf).
 enum class MaskKind : uint8_t { kHidden, kOpen, kMixed };
-MaskKind widen_mask(const uint16_t* mask, size_t n, float slope, float* bias);
+MaskKind classify_mask(const uint16_t* mask, size_t n);
 
 /// How many of n half-precision mask values are not -inf.
 size_t count_visible(const uint16_t* mask, size_t n);

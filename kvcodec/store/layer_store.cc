@@ -299,8 +299,12 @@ void LayerStore::copy_cell(size_t from, size_t to) {
 }
 
 size_t LayerStore::resident_bytes() const {
-    return pool_.resident_bytes() + codes_k_.resident_bytes() + codes_v_.resident_bytes() + state_.size() +
-           shift_.size() * sizeof(int32_t);
+    size_t bytes = pool_.resident_bytes() + codes_k_.resident_bytes() + codes_v_.resident_bytes() + state_.size() +
+                   shift_.size() * sizeof(int32_t) + dense_blocks_.size() * sizeof(dense_blocks_[0]);
+    for (const auto& block : dense_blocks_) {
+        bytes += block == nullptr ? 0 : sizeof(DenseBlock);
+    }
+    return bytes;
 }
 
 size_t LayerStore::code_bytes_per_token() const {

@@ -70,7 +70,7 @@ class LayerStore {
     /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
     void prefetch_codes(Side side, size_t block, size_t head) const;
 
-    /// Codes dense cells and frees their rows. positions: by cell; may be null when there is no K mean.
+    /// Codes whole dense cells (is_whole) and frees their rows. positions: by cell; may be null when there is no K mean.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
 
     /// x[i, dim] of one head for the listed rows (offsets within the block): dense rows widened, codes decoded. Empty
@@ -84,7 +84,7 @@ class LayerStore {
     /// the host's shift applies.
     void shift_key(size_t cell, int32_t delta, const Rope& rope);
 
-    /// Makes cell `to` a copy of cell `from`, in code where it is coded. Both stores have equal geometry and codecs.
+    /// Makes cell `to` a copy of cell `from`, in code where it is coded.
     void copy_cell(size_t from, size_t to);
 
     void drop(size_t cell);

@@ -39,8 +39,7 @@ bool has_nonzero(const std::vector<float>& values) {
 
 }  // namespace
 
-CodecChoice::CodecChoice(const Options& options)
-    : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
+CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
     if (!options.artifact.empty() && !off()) {
         artifact_ = read_artifact(options.artifact);
     } else if (options.codec == Options::CodecChoice::kDictionary) {
@@ -55,17 +54,26 @@ std::shared_ptr<const RopeTables> CodecChoice::tables(const Rope& rope) {
         }
     }
     tables_.push_back(std::make_shared<const RopeTables>(rope));
-    fixed_bytes_ += tables_.back()->bytes();
     return tables_.back();
+}
+
+size_t CodecChoice::shared_bytes() const {
+    const std::lock_guard lock(mutex_);
+    size_t bytes = 0;
+    for (const auto& table : tables_) {
+        bytes += table->bytes();
+    }
+    return bytes;
 }
 
 CodecChoice::SideChoice CodecChoice::dictionary(const SideArtifact& trained, uint32_t s) const {
     const DictionarySettings settings{{s, options_.relative_error}, options_.coefficients, options_.layout};
-    // The error at the training sparsity is known; with fewer atoms it grows, but slower than with the root of the ratio.
+    // The error at the training sparsity is known; with fewer atoms it grows, but slower than with the root of the
+    // ratio.
     const float ratio = static_cast<float>(artifact_->training_sparsity) / static_cast<float>(s);
-    return {std::make_shared<const DictionaryCodec>(trained.atoms, trained.n_atoms, trained.dim, trained.levels,
-                                                    settings),
-            std::min(1.0F, trained.heldout_error * std::max(1.0F, std::sqrt(ratio)))};
+    return {
+        std::make_shared<const DictionaryCodec>(trained.atoms, trained.n_atoms, trained.dim, trained.levels, settings),
+        std::min(1.0F, trained.heldout_error * std::max(1.0F, std::sqrt(ratio)))};
 }
 
 CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
@@ -95,6 +103,7 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
 }
 
 CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
+    const std::lock_guard lock(mutex_);
     const LayerGeometry& g = facts.geometry;
     const bool rotated = facts.k_origin.rotation == RowOrigin::Rotation::kKnown;
     const bool opaque = facts.k_origin.rotation == RowOrigin::Rotation::kUnknown;
@@ -107,8 +116,9 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
             return {{}, "the artifact has nothing for it"};
         }
         if (found->k.dim != g.dim_k || found->v.dim != g.dim_v || found->n_head_kv != g.n_head_kv) {
-            return {{}, fmt::format("the artifact was trained for {} KV heads of {}/{}, the model has {} of {}/{}",
-                                    found->n_head_kv, found->k.dim, found->v.dim, g.n_head_kv, g.dim_k, g.dim_v)};
+            return {{},
+                    fmt::format("the artifact was trained for {} KV heads of {}/{}, the model has {} of {}/{}",
+                                found->n_head_kv, found->k.dim, found->v.dim, g.n_head_kv, g.dim_k, g.dim_v)};
         }
         if (!opaque && found->rope != rope) {
             return {{}, "its RoPE differs from the one that the artifact was trained with"};
@@ -124,12 +134,12 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         const SideChoice v = choose_side(g.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v);
         LayerCodecs codecs{k.codec, v.codec, {}, trained ? trained->v.mean : facts.v_origin.bias, Rope(rope, g.dim_k)};
         if (has_k_mean) {
-            codecs.k_mean = RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias,
-                                         g.n_head_kv);
+            codecs.k_mean =
+                RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias, g.n_head_kv);
         }
-        fixed_bytes_ += k.codec->fixed_bytes() + v.codec->fixed_bytes() + codecs.k_mean.bytes() +
-                        codecs.v_mean.size() * sizeof(float);
-        return {std::move(codecs), {}, k.expected_error, v.expected_error};
+        const size_t fixed_bytes = k.codec->fixed_bytes() + v.codec->fixed_bytes() + codecs.k_mean.bytes() +
+                                   codecs.v_mean.size() * sizeof(float);
+        return {std::move(codecs), {}, k.expected_error, v.expected_error, fixed_bytes};
     } catch (const Error& error) {
         return {{}, error.what()};
     }

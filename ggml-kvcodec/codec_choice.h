@@ -2,6 +2,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <optional>
 #include <string>
 #include <vector>
@@ -25,7 +26,8 @@ struct LayerFacts {
 ///
 /// K and V each get the dictionary codec or the scalar codec. Asked to choose (codec=auto), it takes the scalar codec
 /// where the budget allows 2 bits an element and the dictionary below, where no scalar code fits: with the same mean
-/// removed, the scalar codec is ahead at equal rate (docs/results). Means come from the artifact; without one, from the model's own bias.
+/// removed, the scalar codec is ahead at equal rate (docs/results). Means come from the artifact; without one, from the
+/// model's own bias.
 class CodecChoice {
   public:
     /// Throws Error for a bad option or artifact.
@@ -40,11 +42,12 @@ class CodecChoice {
         std::string reason;
         float expected_error_k = 0;
         float expected_error_v = 0;
+        size_t fixed_bytes = 0;  ///< atoms and means
     };
     Choice choose(const LayerFacts& facts);
 
-    /// Bytes that do not grow with tokens, of all codecs chosen so far: atoms, means, shared tables.
-    size_t fixed_bytes() const { return fixed_bytes_; }
+    /// Bytes of what layers share: RoPE tables.
+    size_t shared_bytes() const;
 
   private:
     struct SideChoice {
@@ -60,7 +63,7 @@ class CodecChoice {
     double budget_;
     std::optional<Artifact> artifact_;
     std::vector<std::shared_ptr<const RopeTables>> tables_;
-    size_t fixed_bytes_ = 0;
+    mutable std::mutex mutex_;  // several contexts of one process choose at the same time
 };
 
 }  // namespace kvcodec::host

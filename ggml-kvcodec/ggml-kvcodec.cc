@@ -4,10 +4,11 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
-#include <mutex>
 #include <string>
 
 #include "ggml-backend-impl.h"
@@ -57,11 +58,17 @@ struct Buffer {
     KvCache cache;
 };
 
-Buffer& context_of(ggml_backend_buffer_t buffer) { return *static_cast<Buffer*>(buffer->context); }
+Buffer& context_of(ggml_backend_buffer_t buffer) {
+    return *static_cast<Buffer*>(buffer->context);
+}
 
-void buffer_free(ggml_backend_buffer_t buffer) { delete &context_of(buffer); }
+void buffer_free(ggml_backend_buffer_t buffer) {
+    delete &context_of(buffer);
+}
 
-void* buffer_get_base(ggml_backend_buffer_t buffer) { return context_of(buffer).memory.data(); }
+void* buffer_get_base(ggml_backend_buffer_t buffer) {
+    return context_of(buffer).memory.data();
+}
 
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     int32_t layer = 0;
@@ -94,7 +101,11 @@ void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uin
 void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const void* data, size_t offset,
                        size_t size) {
     if (context_of(buffer).cache.compressed_layer_of(tensor) != nullptr) {
-        context_of(buffer).cache.set(tensor, data, offset, size);
+        try {
+            context_of(buffer).cache.set(tensor, data, offset, size);
+        } catch (const std::exception& error) {  // the host calls this where nothing may be thrown
+            log_line(GGML_LOG_LEVEL_ERROR, error.what());
+        }
     } else {
         std::memcpy(static_cast<char*>(tensor->data) + offset, data, size);
     }
@@ -148,7 +159,9 @@ constexpr ggml_backend_buffer_i kBufferInterface = {
 
 // --- buffer type
 
-const char* buffer_type_get_name(ggml_backend_buffer_type_t /*type*/) { return kName; }
+const char* buffer_type_get_name(ggml_backend_buffer_type_t /*type*/) {
+    return kName;
+}
 
 ggml_backend_buffer_t buffer_type_alloc(ggml_backend_buffer_type_t type, size_t size) {
     try {
@@ -160,9 +173,13 @@ ggml_backend_buffer_t buffer_type_alloc(ggml_backend_buffer_type_t type, size_t 
 }
 
 // KV tensors start on a page, so that each can be hidden on its own.
-size_t buffer_type_get_alignment(ggml_backend_buffer_type_t /*type*/) { return Reservation::kPageBytes; }
+size_t buffer_type_get_alignment(ggml_backend_buffer_type_t /*type*/) {
+    return Reservation::kPageBytes;
+}
 
-bool buffer_type_is_host(ggml_backend_buffer_type_t /*type*/) { return false; }
+bool buffer_type_is_host(ggml_backend_buffer_type_t /*type*/) {
+    return false;
+}
 
 ggml_backend_dev_t device();
 
@@ -198,13 +215,14 @@ bool is_ours(const ggml_tensor* tensor) {
     return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->buft == buffer_type();
 }
 
-// A leaf that the host keeps in our buffer: KV cache or recurrent state. Activations in our compute buffer are not.
+// A leaf that the host keeps in our buffer, whatever it calls it: KV cache or recurrent state. Activations in our
+// compute buffer are not.
+bool is_state(const ggml_tensor* tensor) {
+    return tensor != nullptr && is_ours(root_of(tensor)) && root_of(tensor)->op == GGML_OP_NONE;
+}
+
 bool is_cache(const ggml_tensor* tensor) {
-    if (tensor == nullptr) {
-        return false;
-    }
-    const ggml_tensor* root = root_of(tensor);
-    return is_ours(root) && root->op == GGML_OP_NONE && std::strncmp(root->name, "cache_", 6) == 0;
+    return is_state(tensor) && std::strncmp(root_of(tensor)->name, "cache_", 6) == 0;
 }
 
 KvCache* cache_of(const ggml_tensor* tensor) {
@@ -216,9 +234,9 @@ KvCache* cache_of(const ggml_tensor* tensor) {
 
 // The cache whose compressed layer serves this node itself; null when the host computes it.
 KvCache* serving_cache(const ggml_tensor* node) {
-    const ggml_tensor* cached = node->op == GGML_OP_FLASH_ATTN_EXT                           ? node->src[1]
+    const ggml_tensor* cached = node->op == GGML_OP_FLASH_ATTN_EXT                         ? node->src[1]
                                 : node->op == GGML_OP_SET_ROWS || node->op == GGML_OP_ROPE ? node
-                                                                                             : nullptr;
+                                                                                           : nullptr;
     KvCache* cache = cache_of(cached);
     return cache != nullptr && cache->compressed_layer_of(cached) != nullptr ? cache : nullptr;
 }
@@ -255,7 +273,9 @@ bool is_no_op(const ggml_tensor* node) {
            node->op == GGML_OP_PERMUTE || node->op == GGML_OP_TRANSPOSE;
 }
 
-const char* backend_get_name(ggml_backend_t /*backend*/) { return kName; }
+const char* backend_get_name(ggml_backend_t /*backend*/) {
+    return kName;
+}
 
 void backend_free(ggml_backend_t backend) {
     delete static_cast<Backend*>(backend->context);
@@ -317,18 +337,31 @@ void backend_set_n_threads(ggml_backend_t backend, int n_threads) {
 
 // --- device
 
-const char* device_get_name(ggml_backend_dev_t /*device*/) { return kName; }
+const char* device_get_name(ggml_backend_dev_t /*device*/) {
+    return kName;
+}
 
-const char* device_get_description(ggml_backend_dev_t /*device*/) { return "compressed KV cache (CPU)"; }
+const char* device_get_description(ggml_backend_dev_t /*device*/) {
+    return "compressed KV cache (CPU)";
+}
 
 void device_get_memory(ggml_backend_dev_t /*device*/, size_t* free, size_t* total) {
-    const auto page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-    *free = static_cast<size_t>(sysconf(_SC_AVPHYS_PAGES)) * page;
-    *total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * page;
+    *total = static_cast<size_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+    *free = *total;
+    // What can be had without swapping, caches of files included; sysconf knows only unused pages.
+    std::ifstream meminfo("/proc/meminfo");
+    for (std::string line; std::getline(meminfo, line);) {
+        size_t kibibytes = 0;
+        if (std::sscanf(line.c_str(), "MemAvailable: %zu kB", &kibibytes) == 1) {
+            *free = kibibytes * 1024;
+        }
+    }
 }
 
 // Not GPU: a real one must keep precedence. Not ACCEL: the host gives those no KV cache.
-enum ggml_backend_dev_type device_get_type(ggml_backend_dev_t /*device*/) { return GGML_BACKEND_DEVICE_TYPE_IGPU; }
+enum ggml_backend_dev_type device_get_type(ggml_backend_dev_t /*device*/) {
+    return GGML_BACKEND_DEVICE_TYPE_IGPU;
+}
 
 void device_get_props(ggml_backend_dev_t dev, ggml_backend_dev_props* props) {
     *props = {};
@@ -358,7 +391,9 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char* /*params*
     }
 }
 
-ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t /*device*/) { return buffer_type(); }
+ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t /*device*/) {
+    return buffer_type();
+}
 
 // Everything that writes into a cache, and attention over one. Weights are refused, so that the host keeps them in its
 // own repacked buffers. Answers depend on names and buffer types only: the host asks before memory exists.
@@ -366,7 +401,7 @@ bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* op) {
     if (op->op == GGML_OP_FLASH_ATTN_EXT) {
         return is_cache(op->src[1]) || is_cache(op->src[2]);
     }
-    return is_cache(op);
+    return is_state(op);
 }
 
 bool device_supports_buft(ggml_backend_dev_t /*device*/, ggml_backend_buffer_type_t type) {
@@ -403,11 +438,17 @@ ggml_backend_dev_t device() {
 
 // --- registry entry
 
-const char* registry_get_name(ggml_backend_reg_t /*reg*/) { return kName; }
+const char* registry_get_name(ggml_backend_reg_t /*reg*/) {
+    return kName;
+}
 
-size_t registry_get_device_count(ggml_backend_reg_t /*reg*/) { return 1; }
+size_t registry_get_device_count(ggml_backend_reg_t /*reg*/) {
+    return 1;
+}
 
-ggml_backend_dev_t registry_get_device(ggml_backend_reg_t /*reg*/, size_t /*index*/) { return device(); }
+ggml_backend_dev_t registry_get_device(ggml_backend_reg_t /*reg*/, size_t /*index*/) {
+    return device();
+}
 
 void* registry_get_proc_address(ggml_backend_reg_t /*reg*/, const char* name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) {
@@ -438,11 +479,10 @@ ggml_backend_reg_t registry() {
 // only the very version that this was built for is accepted.
 extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backend_init() {
     if (std::strcmp(ggml_version(), KVCODEC_GGML_VERSION) != 0) {
-        kvcodec::host::log_line(
-            GGML_LOG_LEVEL_ERROR,
-            fmt::format("this plug-in was built for ggml {}, the program uses {}; rebuild it with "
-                        "`make plugin LLAMA_SRC=<its source tree>`",
-                        KVCODEC_GGML_VERSION, ggml_version()));
+        kvcodec::host::log_line(GGML_LOG_LEVEL_ERROR,
+                                fmt::format("this plug-in was built for ggml {}, the program uses {}; rebuild it with "
+                                            "`make plugin LLAMA_SRC=<its source tree>`",
+                                            KVCODEC_GGML_VERSION, ggml_version()));
         return nullptr;
     }
     return kvcodec::host::registry();

@@ -27,7 +27,9 @@ void HostCpu::set_n_threads(int n_threads) {
     }
 }
 
-void HostCpu::add(ggml_tensor* node) { nodes_.push_back(node); }
+void HostCpu::add(ggml_tensor* node) {
+    nodes_.push_back(node);
+}
 
 ggml_status HostCpu::flush() {
     if (nodes_.empty()) {

@@ -13,15 +13,34 @@ class OmpTeam final : public Team {
     explicit OmpTeam(size_t size) : size_(size) {}
     size_t size() const override { return size_; }
     void run(const std::function<void(size_t)>& work) override {
-#pragma omp parallel num_threads(static_cast<int>(size_))
-        work(static_cast<size_t>(omp_get_thread_num()));
+        if (parked_ == nullptr) {
+            bool complete = true;
+#pragma omp parallel num_threads(static_cast <int>(size_))
+            if (static_cast<size_t>(omp_get_num_threads()) == size_) {
+                work(static_cast<size_t>(omp_get_thread_num()));
+            } else {
+#pragma omp single
+                complete = false;
+            }
+            if (complete) {
+                return;
+            }
+            // A thread limit or an enclosing region gives fewer threads; work is divided by team size.
+            parked_ = make_parked_team(size_);
+        }
+        parked_->run(work);
     }
     void barrier() override {
+        if (parked_ != nullptr) {
+            parked_->barrier();
+            return;
+        }
 #pragma omp barrier
     }
 
   private:
     size_t size_;
+    std::unique_ptr<Team> parked_;
 };
 
 // OpenMP runtimes loaded into this process, whatever their file is called.

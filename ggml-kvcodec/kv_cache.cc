@@ -23,10 +23,13 @@ const ggml_tensor* root_of(const ggml_tensor* tensor) {
 }
 
 size_t offset_in_root(const ggml_tensor* tensor) {
-    return static_cast<size_t>(static_cast<const char*>(tensor->data) - static_cast<const char*>(root_of(tensor)->data));
+    return static_cast<size_t>(static_cast<const char*>(tensor->data) -
+                               static_cast<const char*>(root_of(tensor)->data));
 }
 
-size_t row_bytes(const ggml_tensor* root) { return static_cast<size_t>(root->ne[0]) * sizeof(uint16_t); }
+size_t row_bytes(const ggml_tensor* root) {
+    return static_cast<size_t>(root->ne[0]) * sizeof(uint16_t);
+}
 
 template <class T>
 const T* data_of(const ggml_tensor* tensor) {
@@ -43,7 +46,9 @@ uint64_t hash_of(const std::vector<uint16_t>& row) {
     return std::hash<std::string_view>()({reinterpret_cast<const char*>(row.data()), row.size() * sizeof(uint16_t)});
 }
 
-double mebibytes(size_t bytes) { return static_cast<double>(bytes) / (1 << 20); }
+double mebibytes(size_t bytes) {
+    return static_cast<double>(bytes) / (1 << 20);
+}
 
 // ALiBi slopes of ggml's FLASH_ATTN_EXT.
 std::vector<float> alibi_slopes(float max_bias, size_t n_head) {
@@ -63,7 +68,10 @@ std::vector<float> alibi_slopes(float max_bias, size_t n_head) {
 }  // namespace
 
 bool KvCache::is_first(const Layer& layer, Side side) const {
-    return side == Side::kK && layer.index == layers_.begin()->first;
+    const auto compressed = std::find_if(layers_.begin(), layers_.end(), [](const auto& entry) {
+        return entry.second.state != Layer::State::kPassThrough;
+    });
+    return side == Side::kK && compressed != layers_.end() && layer.index == compressed->first;
 }
 
 bool parse_cache_name(const char* name, int32_t& layer, bool& is_key) {
@@ -84,7 +92,9 @@ KvCache::KvCache(const Options& options, std::shared_ptr<CodecChoice> choice, Re
       sinks_(options.sinks),
       attention_(options.crossover) {}
 
-KvCache::~KvCache() { report_end(); }
+KvCache::~KvCache() {
+    report_end();
+}
 
 void KvCache::add_root(ggml_tensor* tensor, int32_t index, bool is_key) {
     Layer& layer = layers_[index];
@@ -98,9 +108,9 @@ void KvCache::add_root(ggml_tensor* tensor, int32_t index, bool is_key) {
         age_.assign(n_cells_, 0);
         is_young_.assign(n_cells_, 0);
     }
-    memory_.protect(static_cast<size_t>(static_cast<std::byte*>(tensor->data) - memory_.data()),
-                    (ggml_nbytes(tensor) + Reservation::kPageBytes - 1) / Reservation::kPageBytes *
-                        Reservation::kPageBytes);
+    memory_.protect(
+        static_cast<size_t>(static_cast<std::byte*>(tensor->data) - memory_.data()),
+        (ggml_nbytes(tensor) + Reservation::kPageBytes - 1) / Reservation::kPageBytes * Reservation::kPageBytes);
 }
 
 Layer* KvCache::layer_of(const ggml_tensor* tensor) {
@@ -129,7 +139,7 @@ void KvCache::make_whole(Layer& layer) {
         return;
     }
     if (layer.k == nullptr || layer.v == nullptr) {
-        pass_through(layer, "its keys and values are not stored separately");
+        pass_through(layer, "its keys or values are not a cache of f16 of their own; leave out -ctk and -ctv");
     } else if (layer.k->ne[1] != layer.v->ne[1] || layer.k->ne[2] != layer.v->ne[2] ||
                static_cast<size_t>(layer.k->ne[1] * layer.k->ne[2]) != n_cells_ ||
                layer.k->ne[1] % LayerStore::kBlock != 0) {
@@ -150,8 +160,8 @@ void KvCache::pass_through(Layer& layer, const std::string& reason) {
         if (root == nullptr) {
             continue;
         }
-        const size_t bytes = (ggml_nbytes(root) + Reservation::kPageBytes - 1) / Reservation::kPageBytes *
-                             Reservation::kPageBytes;
+        const size_t bytes =
+            (ggml_nbytes(root) + Reservation::kPageBytes - 1) / Reservation::kPageBytes * Reservation::kPageBytes;
         memory_.unprotect(static_cast<size_t>(static_cast<std::byte*>(root->data) - memory_.data()), bytes);
         if (layer.store == nullptr) {
             continue;
@@ -263,6 +273,7 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
     }
     layer.expected_error_k = choice.expected_error_k;
     layer.expected_error_v = choice.expected_error_v;
+    layer.fixed_bytes = choice.fixed_bytes;
     layer.store->set_codecs(geometry, std::move(*choice.codecs));
     layer.state = Layer::State::kCompressed;
     return {};
@@ -401,6 +412,7 @@ void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
     // Between prompts each layer codes a few cells every kStagger graphs, in turn, so that every step does equal work.
     constexpr uint64_t kStagger = 16;
     constexpr size_t kMostInStep = 64;
+    constexpr size_t kBacklog = 1024;  // after a restored state: dense memory is given back at once
     if (layer.ripe.empty()) {
         return;
     }
@@ -410,11 +422,18 @@ void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
     std::sort(layer.ripe.begin(), layer.ripe.end());
     layer.ripe.erase(std::unique(layer.ripe.begin(), layer.ripe.end()), layer.ripe.end());
     const bool needs_position = !layer.store->codecs().k_mean.empty();
+    bool lost_position = false;
     std::erase_if(layer.ripe, [&](uint32_t cell) {
-        return !layer.store->is_whole(cell) || is_young_[cell] != 0 ||
-               (needs_position && positions_[cell] == kUnknownPosition);
+        const bool codable = layer.store->is_whole(cell) && is_young_[cell] == 0;
+        const bool lost = codable && needs_position && positions_[cell] == kUnknownPosition;
+        lost_position |= lost;
+        return !codable || lost;
     });
-    const size_t n = all ? layer.ripe.size() : std::min(layer.ripe.size(), kMostInStep);
+    if (lost_position && !warned_of_positions_) {
+        warned_of_positions_ = true;
+        log_warning("a state that another process saved was restored without positions; its tokens stay uncompressed");
+    }
+    const size_t n = all || layer.ripe.size() > kBacklog ? layer.ripe.size() : std::min(layer.ripe.size(), kMostInStep);
     const std::span<const uint32_t> cells(layer.ripe.data(), n);
     if (cells.empty() || !has_expected_error(layer, cells)) {
         return;
@@ -484,19 +503,21 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
     call.mask_stride = mask == nullptr ? 0 : mask->nb[1] / sizeof(uint16_t);
     for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
         call.q = reinterpret_cast<const float*>(data_of<char>(q) + stream * static_cast<int64_t>(q->nb[3]));
-        call.first_cell =
-            offset_in_root(k) / row_bytes(layer.k) + static_cast<size_t>(stream) * cells_per_stream_;
+        call.first_cell = offset_in_root(k) / row_bytes(layer.k) + static_cast<size_t>(stream) * cells_per_stream_;
         call.mask = mask == nullptr
                         ? nullptr
-                        : reinterpret_cast<const uint16_t*>(data_of<char>(mask) + stream % mask->ne[3] *
-                                                                                     static_cast<int64_t>(mask->nb[3]));
-        call.out = reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<int64_t>(node->nb[3]));
+                        : reinterpret_cast<const uint16_t*>(data_of<char>(mask) +
+                                                            stream % mask->ne[3] * static_cast<int64_t>(mask->nb[3]));
+        call.out =
+            reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<int64_t>(node->nb[3]));
         ++(attention_.in_code_space(*layer.store, call) ? counters_.code_space_calls : counters_.block_calls);
         attention_.run(*layer.store, call, team);
     }
     counters_.attention_us += ggml_time_us() - start;
 
-    const bool prompt = call.n_tokens > 1;
+    // Small batches are steps of several sequences or of speculative decoding.
+    constexpr size_t kFewestPromptTokens = 64;
+    const bool prompt = call.n_tokens >= kFewestPromptTokens;
     if (!strict && !(prompt && options_.prefill == Options::Prefill::kExact)) {
         encode_ripe(layer, prompt, team);
     }
@@ -511,7 +532,8 @@ bool KvCache::shift(ggml_tensor* node) {
     }
     const std::optional<RopeParams> params = read_rope(node);
     const ggml_tensor* delta = node->src[1];
-    if (!params || root_of(node)->data != layer.k->data || static_cast<size_t>(delta->ne[0]) != n_cells_) {
+    if (!params || root_of(node)->data != layer.k->data || static_cast<size_t>(delta->ne[0]) != n_cells_ ||
+        offset_in_root(node) != 0) {
         pass_through(layer, "its keys are shifted in a way that kvcodec does not know");
         return false;
     }
@@ -522,7 +544,8 @@ bool KvCache::shift(ggml_tensor* node) {
         }
     }
     shifted_layer_ = layer.index;
-    const Rope rope(*params, static_cast<size_t>(node->ne[0]));
+    // The host views only the rotated part of each head: the stride tells how long a head is.
+    const Rope rope(*params, node->nb[1] / sizeof(uint16_t));
     for (size_t cell = 0; cell < n_cells_; ++cell) {
         if (deltas[cell] != 0) {
             layer.store->shift_key(cell, deltas[cell], rope);
@@ -622,6 +645,14 @@ void KvCache::clear() {
     young_.clear();
 }
 
+size_t KvCache::fixed_bytes() const {
+    size_t bytes = choice_->shared_bytes();
+    for (const auto& [index, layer] : layers_) {
+        bytes += layer.state == Layer::State::kCompressed ? layer.fixed_bytes : 0;
+    }
+    return bytes;
+}
+
 void KvCache::report_load() {
     if (reported_load_ || options_.log == Options::Log::kQuiet) {
         return;
@@ -644,8 +675,8 @@ void KvCache::report_load() {
             ++compressed;
             code_bytes += layer.store->code_bytes_per_token();
             dense_row_bytes += bytes;
-            codecs.insert(fmt::format("K {}, V {}", layer.store->codecs().k->describe(),
-                                      layer.store->codecs().v->describe()));
+            codecs.insert(
+                fmt::format("K {}, V {}", layer.store->codecs().k->describe(), layer.store->codecs().v->describe()));
         } else {
             code_bytes += bytes;
         }
@@ -654,19 +685,20 @@ void KvCache::report_load() {
     if (dense_bytes == 0) {
         return;
     }
-    const size_t total = code_bytes * n_cells_ + dense_row_bytes * std::min<size_t>(n_cells_, window_ + sinks_) +
-                         choice_->fixed_bytes();
-    log_summary("{} of {} layers compressed ({}); rate {:.1f} % of f16; at {} tokens {:.1f} MiB in all, {:.1f} % of f16",
-             compressed, layers_.size(), codecs.empty() ? "none" : *codecs.begin(),
-             100.0 * static_cast<double>(code_bytes) / static_cast<double>(dense_bytes), n_cells_, mebibytes(total),
-             100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
+    const size_t total =
+        code_bytes * n_cells_ + dense_row_bytes * std::min<size_t>(n_cells_, window_ + sinks_) + fixed_bytes();
+    log_summary(
+        "{} of {} layers compressed ({}); rate {:.1f} % of f16; at {} tokens {:.1f} MiB in all, {:.1f} % of f16",
+        compressed, layers_.size(), codecs.empty() ? "none" : *codecs.begin(),
+        100.0 * static_cast<double>(code_bytes) / static_cast<double>(dense_bytes), n_cells_, mebibytes(total),
+        100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
 }
 
 void KvCache::report_end() {
     if (options_.log == Options::Log::kQuiet || counters_.pairs == 0) {
         return;
     }
-    size_t resident = choice_->fixed_bytes() + attention_.scratch_bytes();
+    size_t resident = fixed_bytes() + attention_.scratch_bytes();
     size_t coded = 0;
     size_t dense = 0;
     size_t f16 = 0;
@@ -679,21 +711,21 @@ void KvCache::report_end() {
             coded = std::max(coded, layer.store->coded_cells());
             dense = std::max(dense, layer.store->dense_rows());
             rebuilt += layer.store->rows_rebuilt();
-            f16 += (row_bytes(layer.k) + row_bytes(layer.v)) *
-                   (layer.store->coded_cells() + layer.store->dense_rows());
+            f16 += (row_bytes(layer.k) + row_bytes(layer.v)) * (layer.store->coded_cells() + layer.store->dense_rows());
         }
     }
     if (compressed == 0) {
         return;
     }
-    log_summary("{} cells coded, {} dense; resident {:.2f} MiB, {:.1f} % of the {:.2f} MiB of f16; {:.1f} % of pairs read "
-             "through codes; encoding {:.0f} ms, attention {:.0f} ms ({} calls in code space, {} by blocks, {} rows "
-             "rebuilt)",
-             coded, dense, mebibytes(resident),
-             f16 == 0 ? 0.0 : 100.0 * static_cast<double>(resident) / static_cast<double>(f16), mebibytes(f16),
-             100.0 * static_cast<double>(counters_.pairs_coded) / static_cast<double>(counters_.pairs),
-             static_cast<double>(counters_.encode_us) / 1e3, static_cast<double>(counters_.attention_us) / 1e3,
-             counters_.code_space_calls, counters_.block_calls, rebuilt);
+    log_summary(
+        "{} cells coded, {} dense; resident {:.2f} MiB, {:.1f} % of the {:.2f} MiB of f16; {:.1f} % of pairs read "
+        "through codes; encoding {:.0f} ms, attention {:.0f} ms ({} calls in code space, {} by blocks, {} rows "
+        "rebuilt)",
+        coded, dense, mebibytes(resident),
+        f16 == 0 ? 0.0 : 100.0 * static_cast<double>(resident) / static_cast<double>(f16), mebibytes(f16),
+        100.0 * static_cast<double>(counters_.pairs_coded) / static_cast<double>(counters_.pairs),
+        static_cast<double>(counters_.encode_us) / 1e3, static_cast<double>(counters_.attention_us) / 1e3,
+        counters_.code_space_calls, counters_.block_calls, rebuilt);
 }
 
 }  // namespace kvcodec::host

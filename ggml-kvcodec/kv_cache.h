@@ -9,12 +9,12 @@
 #include <vector>
 
 #include "ggml-backend.h"
+#include "ggml-kvcodec/codec_choice.h"
+#include "ggml-kvcodec/op_chain.h"
 #include "ggml.h"
 #include "kvcodec/attend/attention.h"
 #include "kvcodec/options.h"
 #include "kvcodec/store/layer_store.h"
-#include "ggml-kvcodec/codec_choice.h"
-#include "ggml-kvcodec/op_chain.h"
 
 namespace kvcodec::host {
 
@@ -35,6 +35,7 @@ struct Layer {
     std::vector<uint32_t> ripe;  // cells old enough to be coded
     float expected_error_k = 0;
     float expected_error_v = 0;
+    size_t fixed_bytes = 0;  // dictionaries and means
     bool checked = false;
 };
 
@@ -88,6 +89,7 @@ class KvCache {
     void encode_ripe(Layer& layer, bool all, Team& team);
     bool is_first(const Layer& layer, Side side) const;
     bool is_sink(size_t cell) const { return positions_[cell] >= 0 && positions_[cell] < static_cast<int32_t>(sinks_); }
+    size_t fixed_bytes() const;
     void report_load();
     void report_end();
 
@@ -119,6 +121,7 @@ class KvCache {
     int32_t shifted_layer_ = INT32_MAX;
     CacheCounters counters_;
     bool reported_load_ = false;
+    bool warned_of_positions_ = false;
 };
 
 /// Layer and side from a tensor's name; false if it is not a plain key or value cache.

@@ -3,6 +3,7 @@
 
 #include <fmt/format.h>
 
+#include <cstdio>
 #include <string>
 
 #include "ggml.h"
@@ -14,7 +15,7 @@ void log_line(ggml_log_level level, const std::string& line);
 /// A line that is shown whatever the host's verbosity, because most programs hide their libraries' information lines.
 template <class... Args>
 void log_summary(fmt::format_string<Args...> format, Args&&... args) {
-    fmt::print(stderr, "kvcodec: {}\n", fmt::format(format, std::forward<Args>(args)...));
+    std::fputs(("kvcodec: " + fmt::format(format, std::forward<Args>(args)...) + "\n").c_str(), stderr);
 }
 
 template <class... Args>

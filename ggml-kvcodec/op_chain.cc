@@ -52,7 +52,8 @@ std::vector<float> trace_bias(const ggml_tensor* tensor, size_t row_length) {
 
 std::optional<RopeParams> read_rope(const ggml_tensor* rope) {
     const int mode = rope->op_params[2];
-    if (mode != kModeAdjacent && mode != kModeHalves) {
+    constexpr int kOffsetParam = 15;  // first rotated element; only 0 is known here
+    if ((mode != kModeAdjacent && mode != kModeHalves) || rope->op_params[kOffsetParam] != 0) {
         return std::nullopt;
     }
     const auto number = [&](int i) {

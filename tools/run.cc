@@ -140,9 +140,10 @@ std::string choose_codec(Options& options, const HostProgram& program) {
                         "19%); make one with: {}",
                         100 * *options.budget, train_command));
     }
-    return model ? fmt::format("no artifact for {}: using the scalar codec without calibration; for better quality "
-                               "and a smaller cache: {}",
-                               model->name, train_command)
+    return model ? fmt::format(
+                       "no artifact for {}: using the scalar codec without calibration; for better quality "
+                       "and a smaller cache: {}",
+                       model->name, train_command)
                  : "no model file found in the arguments (-m): using the scalar codec without calibration; "
                    "--artifact names one";
 }

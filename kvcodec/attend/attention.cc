@@ -52,7 +52,9 @@ const uint16_t* mask_row(const AttentionCall& call, size_t token, size_t first) 
     return call.mask + token * call.mask_stride + first;
 }
 
-float slope_of(const AttentionCall& call, size_t head) { return call.slopes == nullptr ? 1.0F : call.slopes[head]; }
+float slope_of(const AttentionCall& call, size_t head) {
+    return call.slopes == nullptr ? 1.0F : call.slopes[head];
+}
 
 // The queries of one KV head: lane = head in group * n_tokens + token, zero beyond.
 struct Lanes {
@@ -255,8 +257,8 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     const size_t mean_floats = has_k_mean ? codecs.k_mean.prepared_floats(lanes) : 0;
     const size_t head_floats = Arena::round_up(lanes * geometry.dim_k) * 2 + Arena::round_up(space_k * lanes) +
                                Arena::round_up(mean_floats) + Arena::round_up(lanes * geometry.dim_v);
-    const size_t partial_floats = Running::floats(lanes) + Arena::round_up(space_v * lanes) +
-                                  Arena::round_up(geometry.dim_v * lanes);
+    const size_t partial_floats =
+        Running::floats(lanes) + Arena::round_up(space_v * lanes) + Arena::round_up(geometry.dim_v * lanes);
     const size_t member_floats = 2 * Arena::round_up(kBlock * lanes) +
                                  Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
                                  Arena::round_up(lanes);
@@ -404,9 +406,8 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             shares(head, [&](const Partial& share) {
                 std::vector<float> factor(lanes);
                 for (size_t lane = 0; lane < lanes; ++lane) {
-                    factor[lane] = share.running.max[lane] == -INFINITY
-                                       ? 0.0F
-                                       : std::exp(share.running.max[lane] - top[lane]);
+                    factor[lane] =
+                        share.running.max[lane] == -INFINITY ? 0.0F : std::exp(share.running.max[lane] - top[lane]);
                 }
                 scale_lanes(share.acc, space_v, lanes, factor.data());
                 scale_lanes(share.dense, geometry.dim_v, lanes, factor.data());
@@ -469,10 +470,10 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
     const size_t tile_tokens = std::clamp<size_t>(std::min(kTileLanes / group, per_member), 1, call.n_tokens);
     const size_t n_tiles = (call.n_tokens + tile_tokens - 1) / tile_tokens;
     const size_t max_lanes = pad_lanes(group * tile_tokens);
-    const size_t member_floats =
-        Arena::round_up(max_lanes * geometry.dim_k) + Arena::round_up(max_lanes * geometry.dim_v) +
-        2 * Arena::round_up(kBlock * max_lanes) + Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
-        Running::floats(max_lanes) + Arena::round_up(max_lanes);
+    const size_t member_floats = Arena::round_up(max_lanes * geometry.dim_k) +
+                                 Arena::round_up(max_lanes * geometry.dim_v) + 2 * Arena::round_up(kBlock * max_lanes) +
+                                 Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
+                                 Running::floats(max_lanes) + Arena::round_up(max_lanes);
     float* memory = aligned(scratch_, member_floats * team.size());
 
     std::atomic<size_t> next = 0;

@@ -17,8 +17,8 @@ struct AttentionCall {
     size_t q_head_stride = 0;
     size_t n_tokens = 0;
     size_t n_head = 0;
-    size_t first_cell = 0;  ///< of the stream; a multiple of LayerStore::kBlock
-    size_t n_cells = 0;     ///< cells looked at
+    size_t first_cell = 0;           ///< of the stream; a multiple of LayerStore::kBlock
+    size_t n_cells = 0;              ///< cells looked at
     const uint16_t* mask = nullptr;  ///< half precision [n_tokens, n_cells], added to the scores; null = none
     size_t mask_stride = 0;
     float scale = 1.0F;

@@ -3,11 +3,11 @@
 #include <algorithm>
 #include <cmath>
 
-
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/attend/softmax.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+
 #include "hwy/contrib/math/math-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -192,9 +192,13 @@ void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor) {
     HWY_DYNAMIC_DISPATCH(multiply_lanes)(x, rows, lanes, factor);
 }
 
-MaskKind classify_mask(const uint16_t* mask, size_t n) { return HWY_DYNAMIC_DISPATCH(classify)(mask, n); }
+MaskKind classify_mask(const uint16_t* mask, size_t n) {
+    return HWY_DYNAMIC_DISPATCH(classify)(mask, n);
+}
 
-size_t count_visible(const uint16_t* mask, size_t n) { return HWY_DYNAMIC_DISPATCH(count_not_hidden)(mask, n); }
+size_t count_visible(const uint16_t* mask, size_t n) {
+    return HWY_DYNAMIC_DISPATCH(count_not_hidden)(mask, n);
+}
 
 }  // namespace kvcodec
 #endif

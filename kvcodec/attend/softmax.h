@@ -17,7 +17,8 @@ bool softmax_step(float* s, size_t m, size_t lanes, float* max, float* sum, floa
 /// x[rows, lanes] *= factor[lanes].
 void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor);
 
-/// Whether all, none or some of n half-precision mask values let a query see the cell unchanged (0) or not at all (-inf).
+/// Whether all, none or some of n half-precision mask values let a query see the cell unchanged (0) or not at all
+/// (-inf).
 enum class MaskKind : uint8_t { kHidden, kOpen, kMixed };
 MaskKind classify_mask(const uint16_t* mask, size_t n);
 

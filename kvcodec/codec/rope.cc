@@ -73,19 +73,21 @@ void Rope::unrotate(float* x, int64_t t) const {
     turn(x, -t, 1.0F / magnitude_);
 }
 
-void Rope::shift(float* x, int64_t t) const {
-    turn(x, t, 1.0F);
+void Rope::shift(float* x, int64_t t, size_t n) const {
+    turn(x, t, 1.0F, n);
 }
 
-void Rope::turn(float* x, int64_t t, float factor) const {
+void Rope::turn(float* x, int64_t t, float factor, size_t n) const {
     for (size_t i = 0; i < omega_.size(); ++i) {
         const double angle = omega_[i] * static_cast<double>(t);
         const double c = std::cos(angle) * factor;
         const double s = std::sin(angle) * factor;
-        const double x0 = x[first(i)];
-        const double x1 = x[second(i)];
-        x[first(i)] = static_cast<float>(x0 * c - x1 * s);
-        x[second(i)] = static_cast<float>(x0 * s + x1 * c);
+        for (float* row = x; row != x + n * head_dim_; row += head_dim_) {
+            const double x0 = row[first(i)];
+            const double x1 = row[second(i)];
+            row[first(i)] = static_cast<float>(x0 * c - x1 * s);
+            row[second(i)] = static_cast<float>(x0 * s + x1 * c);
+        }
     }
 }
 

@@ -52,11 +52,11 @@ class Rope {
     void rotate(float* x, int64_t t) const;
     /// x [head_dim] <- R_t^-1 x in place, magnitude included.
     void unrotate(float* x, int64_t t) const;
-    /// x [head_dim] <- rotation by t without the magnitude: moves a rotated key by t positions.
-    void shift(float* x, int64_t t) const;
+    /// x [n, head_dim] <- rotation by t without the magnitude: moves n rotated keys by t positions.
+    void shift(float* x, int64_t t, size_t n = 1) const;
 
   private:
-    void turn(float* x, int64_t t, float factor) const;
+    void turn(float* x, int64_t t, float factor, size_t n = 1) const;
 
     RopeParams params_;
     size_t head_dim_ = 0;

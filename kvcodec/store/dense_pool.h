@@ -11,8 +11,8 @@
 
 namespace kvcodec {
 
-/// A pool of equal rows. Free slots are reused lowest first, so live rows stay together and the pages that empty go back
-/// to the system.
+/// A pool of equal rows. Free slots are reused lowest first, so live rows stay together and the pages that empty go
+/// back to the system.
 class DensePool {
   public:
     /// release_memory = false keeps emptied pages; only a test that proves their release wants that.

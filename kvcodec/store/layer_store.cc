@@ -53,8 +53,12 @@ namespace {
 HWY_EXPORT(widen_row);
 HWY_EXPORT(narrow_row);
 
-void widen(const uint16_t* half, size_t n, float* wide) { HWY_DYNAMIC_DISPATCH(widen_row)(half, n, wide); }
-void narrow(const float* wide, size_t n, uint16_t* half) { HWY_DYNAMIC_DISPATCH(narrow_row)(wide, n, half); }
+void widen(const uint16_t* half, size_t n, float* wide) {
+    HWY_DYNAMIC_DISPATCH(widen_row)(half, n, wide);
+}
+void narrow(const float* wide, size_t n, uint16_t* half) {
+    HWY_DYNAMIC_DISPATCH(narrow_row)(wide, n, half);
+}
 
 }  // namespace
 
@@ -205,9 +209,12 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
     codec(side).decode(code(side, cell, head), n, x);
     rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
     if (side == Side::kK) {
-        for (size_t i = 0; i < n; ++i) {
+        for (size_t i = 0, run = 1; i < n; i += run) {
+            for (run = 1; i + run < n && shift(cell + i + run) == shift(cell + i);) {
+                ++run;
+            }
             if (shift(cell + i) != 0) {
-                codecs_.rope.shift(x + i * dim, shift(cell + i));
+                shift_rope_.shift(x + i * dim, shift(cell + i), run);
             }
         }
         if (!codecs_.k_mean.empty()) {
@@ -262,6 +269,7 @@ void LayerStore::shift_key(size_t cell, int32_t delta, const Rope& rope) {
     if (is_coded(cell)) {
         if (shift_.empty()) {
             shift_.resize(n_cells_);
+            shift_rope_ = rope;
         }
         shift_[cell] += delta;
     } else if (is_dense(cell)) {

@@ -70,7 +70,8 @@ class LayerStore {
     /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
     void prefetch_codes(Side side, size_t block, size_t head) const;
 
-    /// Codes whole dense cells (is_whole) and frees their rows. positions: by cell; may be null when there is no K mean.
+    /// Codes whole dense cells (is_whole) and frees their rows. positions: by cell; may be null when there is no K
+    /// mean.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
 
     /// x[i, dim] of one head for the listed rows (offsets within the block): dense rows widened, codes decoded. Empty
@@ -119,6 +120,7 @@ class LayerStore {
     LayerCodecs codecs_;
     std::vector<uint8_t> state_;
     std::vector<int32_t> shift_;
+    Rope shift_rope_;  // what the host shifts with; a codec may know no rotation at all
     // Slots of dense cells; only blocks that hold any have an entry.
     struct DenseBlock {
         std::array<uint32_t, kBlock> slot;

@@ -55,7 +55,9 @@ void Reservation::protect(size_t offset, size_t bytes) {
     mprotect(data_ + offset, bytes, PROT_NONE);
 }
 
-void Reservation::unprotect(size_t offset, size_t bytes) { mprotect(data_ + offset, bytes, PROT_READ | PROT_WRITE); }
+void Reservation::unprotect(size_t offset, size_t bytes) {
+    mprotect(data_ + offset, bytes, PROT_READ | PROT_WRITE);
+}
 
 size_t Reservation::resident_bytes() const {
     constexpr size_t kPagesAtOnce = 16384;

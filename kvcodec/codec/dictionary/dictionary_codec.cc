@@ -272,8 +272,8 @@ float* float_scratch(size_t size) {
 
 }  // namespace
 
-DictionaryCodec::DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, size_t dim,
-                                 std::span<const float> levels, const DictionarySettings& settings)
+DictionaryCodec::DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, size_t dim, std::span<const float> levels,
+                                 const DictionarySettings& settings)
     : atoms_(std::move(atoms)),
       n_atoms_(n_atoms),
       dim_(dim),
@@ -314,11 +314,11 @@ void DictionaryCodec::decode(const std::byte* codes, size_t n, float* x) const {
         for (size_t i = 0; i < part; ++i) {
             rows[i] = static_cast<uint16_t>(i);
         }
-        packing_.unpack(codes + first * code_bytes(), {rows, part}, static_cast<uint32_t>(dim_),
-                        scratch.offset.data(), scratch.coefficient.data());
+        packing_.unpack(codes + first * code_bytes(), {rows, part}, static_cast<uint32_t>(dim_), scratch.offset.data(),
+                        scratch.coefficient.data());
         HWY_DYNAMIC_DISPATCH(decode_rows)
-        (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(),
-         packing_.sparsity(), part, x + first * dim_);
+        (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(),
+         part, x + first * dim_);
     }
 }
 

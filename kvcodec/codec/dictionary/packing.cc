@@ -36,8 +36,7 @@ inline const std::array<float, 256>& fp8_table() {
         for (int code = 0; code < 256; ++code) {
             const int exponent = (code >> 3) & 15;
             const float mantissa = static_cast<float>(code & 7) / 8;
-            const float magnitude =
-                exponent == 0 ? std::ldexp(mantissa, -6) : std::ldexp(1 + mantissa, exponent - 7);
+            const float magnitude = exponent == 0 ? std::ldexp(mantissa, -6) : std::ldexp(1 + mantissa, exponent - 7);
             values[code] = (code & 128) != 0 ? -magnitude : magnitude;
         }
         values[0x7F] = 0;  // NaN codes are never written

@@ -55,9 +55,9 @@ class Packing {
     CodeLayout layout_;
     unsigned index_bits_;
     size_t code_bytes_;
-    size_t coefficient_byte_;  // where the coefficients start
-    size_t index_byte_;        // where the indices start
-    size_t index_bit_;         // and at which bit of that byte
+    size_t coefficient_byte_;                 // where the coefficients start
+    size_t index_byte_;                       // where the indices start
+    size_t index_bit_;                        // and at which bit of that byte
     std::array<int8_t, 16> signed_levels_{};  // by 4-bit code: sign in bit 3; in units of scale / 127
     // For each group of four indices: where its bytes start, how they move into four 32-bit lanes, how far these shift.
     struct IndexGroup {

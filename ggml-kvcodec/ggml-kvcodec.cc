@@ -25,27 +25,40 @@ namespace {
 
 constexpr const char* kName = "KVCODEC";
 
+// What holds for the whole process. A mistake in the options switches compression off with one line; it never stops the
+// host.
 struct Settings {
-    Options options;
-    std::shared_ptr<CodecChoice> choice;
-};
-
-// Options are parsed once. A mistake in them switches compression off with one line; it never stops the host.
-Settings& settings() {
-    static Settings instance = [] {
-        Settings s;
+    Settings() {
         const char* text = std::getenv("KVCODEC");
         try {
-            s.options = parse_options(text == nullptr ? "" : text);
-            s.choice = std::make_shared<CodecChoice>(s.options);
+            options = parse_options(text == nullptr ? "" : text);
+            choice = std::make_shared<CodecChoice>(options);
         } catch (const Error& error) {
             log_line(GGML_LOG_LEVEL_ERROR, fmt::format("nothing is compressed: {}", error.what()));
-            s.options = Options{};
-            s.options.codec = Options::CodecChoice::kNone;
-            s.choice = std::make_shared<CodecChoice>(s.options);
+            explained = true;
+            options = Options{};
+            options.codec = Options::CodecChoice::kNone;
+            choice = std::make_shared<CodecChoice>(options);
         }
-        return s;
-    }();
+    }
+    ~Settings() {
+        if (served && !explained && options.log != Options::Log::kQuiet && !choice->off()) {
+            log_summary(
+                "nothing is compressed: no layer of the cache was placed on this device; leave out -ngl 0, -nkvo "
+                "and --device, and a real GPU takes precedence");
+        }
+    }
+    Settings(const Settings&) = delete;
+    Settings& operator=(const Settings&) = delete;
+
+    Options options;
+    std::shared_ptr<CodecChoice> choice;
+    bool served = false;     // a program has asked for this backend
+    bool explained = false;  // a cache was placed here, or a line says why not
+};
+
+Settings& settings() {
+    static Settings instance;
     return instance;
 }
 
@@ -78,12 +91,15 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
         return GGML_STATUS_SUCCESS;
     }
     if (tensor->type != GGML_TYPE_F16) {
-        if (is_key) {
-            log_warning("layer {} is not compressed: its cache type is {}; leave out -ctk and -ctv", layer,
+        if (!settings().explained) {
+            log_warning("nothing is compressed: the cache type is {}; leave out -ctk and -ctv",
                         ggml_type_name(tensor->type));
         }
+        settings().explained = true;
+        context_of(buffer).cache.note_other_type();
         return GGML_STATUS_SUCCESS;
     }
+    settings().explained = true;
     context_of(buffer).cache.add_root(tensor, layer, is_key);
     return GGML_STATUS_SUCCESS;
 }
@@ -383,6 +399,7 @@ ggml_guid_t backend_guid() {
 
 ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char* /*params*/) {
     try {
+        settings().served = true;
         return new ggml_backend{
             .guid = backend_guid(), .iface = kBackendInterface, .device = dev, .context = new Backend};
     } catch (const std::exception& error) {

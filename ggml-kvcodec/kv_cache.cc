@@ -139,7 +139,7 @@ void KvCache::make_whole(Layer& layer) {
         return;
     }
     if (layer.k == nullptr || layer.v == nullptr) {
-        pass_through(layer, "its keys or values are not a cache of f16 of their own; leave out -ctk and -ctv");
+        pass_through(layer, has_other_types_ ? "" : "its keys and values are not stored separately");
     } else if (layer.k->ne[1] != layer.v->ne[1] || layer.k->ne[2] != layer.v->ne[2] ||
                static_cast<size_t>(layer.k->ne[1] * layer.k->ne[2]) != n_cells_ ||
                layer.k->ne[1] % LayerStore::kBlock != 0) {
@@ -154,7 +154,9 @@ void KvCache::pass_through(Layer& layer, const std::string& reason) {
     if (layer.state == Layer::State::kPassThrough) {
         return;
     }
-    log_warning("layer {} is not compressed: {}", layer.index, reason);
+    if (!reason.empty() && warned_.insert(reason).second) {
+        log_warning("layer {} (and others alike) is not compressed: {}", layer.index, reason);
+    }
     layer.state = Layer::State::kPassThrough;
     for (ggml_tensor* root : {layer.k, layer.v}) {
         if (root == nullptr) {

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -74,6 +75,8 @@ class KvCache {
     void set(ggml_tensor* tensor, const void* data, size_t offset, size_t size);
     bool copy(const ggml_tensor* from, ggml_tensor* to);
     void clear();
+    /// The host keeps some K or V tensors here in a type other than f16; layers that lack one pass through silently.
+    void note_other_type() { has_other_types_ = true; }
     bool manages_any() const { return !layers_.empty(); }
 
   private:
@@ -120,6 +123,8 @@ class KvCache {
     bool aged_ = false;
     int32_t shifted_layer_ = INT32_MAX;
     CacheCounters counters_;
+    std::set<std::string> warned_;  // reasons that have been given for some layer
+    bool has_other_types_ = false;
     bool reported_load_ = false;
     bool warned_of_positions_ = false;
 };

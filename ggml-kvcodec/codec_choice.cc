@@ -139,7 +139,7 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         }
         const size_t fixed_bytes = k.codec->fixed_bytes() + v.codec->fixed_bytes() + codecs.k_mean.bytes() +
                                    codecs.v_mean.size() * sizeof(float);
-        return {std::move(codecs), {}, k.expected_error, v.expected_error, fixed_bytes};
+        return {std::move(codecs), {}, k.expected_error, v.expected_error, trained != nullptr, fixed_bytes};
     } catch (const Error& error) {
         return {{}, error.what()};
     }

@@ -33,6 +33,7 @@ class CodecChoice {
     /// Throws Error for a bad option or artifact.
     explicit CodecChoice(const Options& options);
 
+    const Options& options() const { return options_; }
     /// Whether layers pass through by request.
     bool off() const { return options_.codec == Options::CodecChoice::kNone; }
     /// Codecs of this layer, or the reason why it must pass through. Expected errors are what the artifact promises of
@@ -42,6 +43,7 @@ class CodecChoice {
         std::string reason;
         float expected_error_k = 0;
         float expected_error_v = 0;
+        bool trained = false;    ///< means come from an artifact
         size_t fixed_bytes = 0;  ///< atoms and means
     };
     Choice choose(const LayerFacts& facts);

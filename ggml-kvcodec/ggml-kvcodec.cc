@@ -4,12 +4,16 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <memory>
+#include <mutex>
 #include <string>
+#include <vector>
 
 #include "ggml-backend-impl.h"
 #include "ggml-kvcodec/codec_choice.h"
@@ -17,6 +21,7 @@
 #include "ggml-kvcodec/host_team.h"
 #include "ggml-kvcodec/kv_cache.h"
 #include "ggml-kvcodec/log.h"
+#include "ggml-kvcodec/report.h"
 #include "kvcodec/error.h"
 #include "kvcodec/options.h"
 
@@ -25,36 +30,49 @@ namespace {
 
 constexpr const char* kName = "KVCODEC";
 
-// What holds for the whole process. A mistake in the options switches compression off with one line; it never stops the
-// host.
-struct Settings {
-    Settings() {
-        const char* text = std::getenv("KVCODEC");
-        try {
-            options = parse_options(text == nullptr ? "" : text);
-            choice = std::make_shared<CodecChoice>(options);
-        } catch (const Error& error) {
-            log_line(GGML_LOG_LEVEL_ERROR, fmt::format("nothing is compressed: {}", error.what()));
-            explained = true;
-            options = Options{};
-            options.codec = Options::CodecChoice::kNone;
-            choice = std::make_shared<CodecChoice>(options);
-        }
-    }
+// What the environment asks of the next context: KVCODEC is read whenever a cache is allocated, so that a program can
+// give each context its own options. A mistake switches compression off with one line; it never stops the host.
+class Settings {
+  public:
     ~Settings() {
-        if (served && !explained && options.log != Options::Log::kQuiet && !choice->off()) {
+        if (served && !explained && wanted_) {
             log_summary(
                 "nothing is compressed: no layer of the cache was placed on this device; leave out -ngl 0, -nkvo "
                 "and --device, and a real GPU takes precedence");
         }
     }
+    Settings() = default;
     Settings(const Settings&) = delete;
     Settings& operator=(const Settings&) = delete;
 
-    Options options;
-    std::shared_ptr<CodecChoice> choice;
-    bool served = false;     // a program has asked for this backend
-    bool explained = false;  // a cache was placed here, or a line says why not
+    /// Codecs and options for a new cache; equal texts share one choice, and so one copy of the artifact in memory.
+    std::shared_ptr<CodecChoice> choice() {
+        const std::lock_guard lock(mutex_);
+        const char* variable = std::getenv("KVCODEC");
+        const std::string text = variable == nullptr ? "" : variable;
+        std::shared_ptr<CodecChoice>& known = choices_[text];
+        if (known == nullptr) {
+            try {
+                known = std::make_shared<CodecChoice>(parse_options(text));
+            } catch (const Error& error) {
+                log_line(GGML_LOG_LEVEL_ERROR, fmt::format("nothing is compressed: {}", error.what()));
+                explained = true;
+                Options none;
+                none.codec = Options::CodecChoice::kNone;
+                known = std::make_shared<CodecChoice>(none);
+            }
+        }
+        wanted_ |= !known->off() && known->options().log != Options::Log::kQuiet;
+        return known;
+    }
+
+    std::atomic<bool> served = false;     // a program has asked for this backend
+    std::atomic<bool> explained = false;  // a cache was placed here, or a line says why not
+
+  private:
+    std::mutex mutex_;
+    std::map<std::string, std::shared_ptr<CodecChoice>> choices_;
+    bool wanted_ = false;
 };
 
 Settings& settings() {
@@ -65,9 +83,29 @@ Settings& settings() {
 // --- buffer: address space, and the cache that its KV tensors form
 
 struct Buffer {
-    explicit Buffer(size_t size) : memory(size), cache(settings().options, settings().choice, memory) {}
+    explicit Buffer(size_t size) : memory(size), choice(settings().choice()), cache(choice, memory) {
+        const std::lock_guard lock(mutex());
+        all().push_back(this);
+    }
+    ~Buffer() {
+        const std::lock_guard lock(mutex());
+        std::erase(all(), this);
+    }
+    Buffer(const Buffer&) = delete;
+    Buffer& operator=(const Buffer&) = delete;
+
+    static std::mutex& mutex() {
+        static std::mutex instance;
+        return instance;
+    }
+    // In order of creation.
+    static std::vector<Buffer*>& all() {
+        static std::vector<Buffer*> instance;
+        return instance;
+    }
 
     Reservation memory;
+    std::shared_ptr<CodecChoice> choice;
     KvCache cache;
 };
 
@@ -86,7 +124,7 @@ void* buffer_get_base(ggml_backend_buffer_t buffer) {
 ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor) {
     int32_t layer = 0;
     bool is_key = false;
-    if (settings().choice->off() || tensor->view_src != nullptr || tensor->op != GGML_OP_NONE ||
+    if (context_of(buffer).choice->off() || tensor->view_src != nullptr || tensor->op != GGML_OP_NONE ||
         !parse_cache_name(tensor->name, layer, is_key)) {
         return GGML_STATUS_SUCCESS;
     }
@@ -400,6 +438,7 @@ ggml_guid_t backend_guid() {
 ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char* /*params*/) {
     try {
         settings().served = true;
+        settings().choice();  // a mistake is reported even if no cache comes
         return new ggml_backend{
             .guid = backend_guid(), .iface = kBackendInterface, .device = dev, .context = new Backend};
     } catch (const std::exception& error) {
@@ -455,6 +494,21 @@ ggml_backend_dev_t device() {
 
 // --- registry entry
 
+size_t write_report(char* text, size_t size) {
+    const std::lock_guard lock(Buffer::mutex());
+    std::string report;
+    for (const Buffer* buffer : Buffer::all()) {
+        if (buffer->cache.manages_any()) {
+            report += fmt::format("{}{}", report.empty() ? "" : ",", buffer->cache.report_json());
+        }
+    }
+    report = fmt::format("[{}]", report);
+    if (size > report.size()) {
+        std::memcpy(text, report.c_str(), report.size() + 1);
+    }
+    return report.size() + 1;
+}
+
 const char* registry_get_name(ggml_backend_reg_t /*reg*/) {
     return kName;
 }
@@ -470,6 +524,9 @@ ggml_backend_dev_t registry_get_device(ggml_backend_reg_t /*reg*/, size_t /*inde
 void* registry_get_proc_address(ggml_backend_reg_t /*reg*/, const char* name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) {
         return reinterpret_cast<void*>(backend_set_n_threads);
+    }
+    if (std::strcmp(name, kReportFunction) == 0) {
+        return reinterpret_cast<void*>(write_report);
     }
     return nullptr;
 }

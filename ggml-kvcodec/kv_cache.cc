@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -84,13 +85,16 @@ bool parse_cache_name(const char* name, int32_t& layer, bool& is_key) {
     return side == 'k' || side == 'v';
 }
 
-KvCache::KvCache(const Options& options, std::shared_ptr<CodecChoice> choice, Reservation& memory)
-    : options_(options),
+KvCache::KvCache(std::shared_ptr<CodecChoice> choice, Reservation& memory)
+    : options_(choice->options()),
       choice_(std::move(choice)),
       memory_(memory),
-      window_(options.mode == Options::Mode::kStrict ? 0 : options.window),
-      sinks_(options.sinks),
-      attention_(options.crossover) {}
+      window_(options_.mode == Options::Mode::kStrict ? 0 : options_.window),
+      sinks_(options_.sinks),
+      attention_(options_.crossover, options_.measure == Options::Measure::kTime ? &times_ : nullptr) {
+    static std::atomic<uint64_t> n_caches = 0;
+    id_ = n_caches++;
+}
 
 KvCache::~KvCache() {
     report_end();
@@ -275,6 +279,7 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
     }
     layer.expected_error_k = choice.expected_error_k;
     layer.expected_error_v = choice.expected_error_v;
+    layer.trained = choice.trained;
     layer.fixed_bytes = choice.fixed_bytes;
     layer.store->set_codecs(geometry, std::move(*choice.codecs));
     layer.state = Layer::State::kCompressed;
@@ -347,12 +352,14 @@ void KvCache::grow_older(const Layer& layer, const ggml_tensor* node) {
     }
 }
 
-// Compares the error of the first codes with what the artifact promises: a wrong artifact is caught before it harms.
-bool KvCache::has_expected_error(Layer& layer, std::span<const uint32_t> cells) {
+// Compares the first codes with what the artifact promises: one of another model is caught before it harms.
+bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
     constexpr size_t kEnough = 16;
-    constexpr float kTolerance = 2;
+    constexpr double kTolerance = 2;
+    // A mean that belongs to the model takes energy away.
+    constexpr double kMostResidual = 1.1;
     constexpr int32_t kFirstPositions = 4;  // attention sinks are unlike all other vectors
-    if (layer.checked || (layer.expected_error_k <= 0 && layer.expected_error_v <= 0)) {
+    if (layer.checked || !layer.trained) {
         return true;
     }
     std::vector<uint32_t> sample;
@@ -365,49 +372,38 @@ bool KvCache::has_expected_error(Layer& layer, std::span<const uint32_t> cells) 
         return true;
     }
     layer.checked = true;
-    const LayerCodecs& codecs = layer.store->codecs();
-    const LayerGeometry& g = layer.store->geometry();
-    const auto error = [&](Side side) {
-        const Codec& codec = side == Side::kK ? *codecs.k : *codecs.v;
-        std::vector<float> x(codec.dim());
-        std::vector<float> decoded(codec.dim());
-        std::vector<std::byte> code(codec.code_bytes() + Codec::kCodeSlackBytes);
-        double sum = 0;
-        size_t n = 0;
+    std::string problem;
+    const auto check = [&](Side side, const char* name, double expected) {
+        Distortion sum;
         for (const uint32_t cell : sample) {
-            for (size_t head = 0; head < g.n_head_kv; ++head) {
-                const uint16_t* row = layer.store->dense_row(side, cell) + head * x.size();
-                std::transform(row, row + x.size(), x.begin(), half_to_float);
-                if (side == Side::kK && !codecs.k_mean.empty()) {
-                    codecs.k_mean.subtract(head, &positions_[cell], 1, x.data(), x.size());
-                } else if (side == Side::kV && !codecs.v_mean.empty()) {
-                    for (size_t i = 0; i < x.size(); ++i) {
-                        x[i] -= codecs.v_mean[head * x.size() + i];
-                    }
-                }
-                codec.encode(x.data(), 1, code.data());
-                codec.decode(code.data(), 1, decoded.data());
-                double miss = 0;
-                double energy = 1e-20;
-                for (size_t i = 0; i < x.size(); ++i) {
-                    miss += (x[i] - decoded[i]) * (x[i] - decoded[i]);
-                    energy += x[i] * x[i];
-                }
-                sum += miss / energy;
-                ++n;
-            }
+            sum += layer.store->distortion(side, cell, positions_.data());
         }
-        return static_cast<float>(std::sqrt(sum / static_cast<double>(n)));
+        const double error = std::sqrt(sum.miss / std::max(sum.residual, 1e-20));
+        if (expected > 0 && error > kTolerance * expected) {
+            problem = fmt::format("{} are coded with an error of {:.2f}, the artifact promises {:.2f}", name, error,
+                                  expected);
+        } else if (sum.residual > kMostResidual * sum.energy) {
+            problem = fmt::format("the artifact's mean of {} does not fit", name);
+        }
     };
-    const float error_k = layer.expected_error_k > 0 ? error(Side::kK) : 0;
-    const float error_v = layer.expected_error_v > 0 ? error(Side::kV) : 0;
-    if (error_k <= kTolerance * layer.expected_error_k && error_v <= kTolerance * layer.expected_error_v) {
-        return true;
+    check(Side::kK, "its keys", layer.expected_error_k);
+    check(Side::kV, "its values", layer.expected_error_v);
+    if (!problem.empty()) {
+        pass_through(layer, problem + "; train an artifact for this model");
     }
-    pass_through(layer, fmt::format("its first keys and values are coded with errors {:.2f} and {:.2f}, the artifact "
-                                    "promises {:.2f} and {:.2f}; train one for this model",
-                                    error_k, error_v, layer.expected_error_k, layer.expected_error_v));
-    return false;
+    return problem.empty();
+}
+
+void KvCache::measure(Layer& layer, std::span<const uint32_t> cells) {
+    for (const uint32_t cell : cells) {
+        size_t range = 0;
+        while (range + 1 < std::size(kDistortionRanges) &&
+               positions_[cell] >= static_cast<int64_t>(kDistortionRanges[range + 1])) {
+            ++range;
+        }
+        layer.distortion_k[range] += layer.store->distortion(Side::kK, cell, positions_.data());
+        layer.distortion_v[range] += layer.store->distortion(Side::kV, cell, positions_.data());
+    }
 }
 
 void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
@@ -437,8 +433,11 @@ void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
     }
     const size_t n = all || layer.ripe.size() > kBacklog ? layer.ripe.size() : std::min(layer.ripe.size(), kMostInStep);
     const std::span<const uint32_t> cells(layer.ripe.data(), n);
-    if (cells.empty() || !has_expected_error(layer, cells)) {
+    if (cells.empty() || !fits_artifact(layer, cells)) {
         return;
+    }
+    if (options_.measure == Options::Measure::kError) {
+        measure(layer, cells);
     }
     const int64_t start = ggml_time_us();
     layer.store->encode(cells, positions_.data(), team);
@@ -696,38 +695,82 @@ void KvCache::report_load() {
         100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
 }
 
-void KvCache::report_end() {
-    if (options_.log == Options::Log::kQuiet || counters_.pairs == 0) {
-        return;
-    }
-    size_t resident = fixed_bytes() + attention_.scratch_bytes();
-    size_t coded = 0;
-    size_t dense = 0;
-    size_t f16 = 0;
-    size_t compressed = 0;
-    uint64_t rebuilt = 0;
+KvCache::Totals KvCache::totals() const {
+    Totals totals;
+    totals.resident_bytes = fixed_bytes() + attention_.scratch_bytes();
     for (const auto& [index, layer] : layers_) {
         if (layer.store != nullptr) {
-            ++compressed;
-            resident += layer.store->resident_bytes();
-            coded = std::max(coded, layer.store->coded_cells());
-            dense = std::max(dense, layer.store->dense_rows());
-            rebuilt += layer.store->rows_rebuilt();
-            f16 += (row_bytes(layer.k) + row_bytes(layer.v)) * (layer.store->coded_cells() + layer.store->dense_rows());
+            const size_t f16 = row_bytes(layer.k) + row_bytes(layer.v);
+            const size_t cells = layer.store->coded_cells() + layer.store->dense_rows();
+            ++totals.compressed_layers;
+            totals.resident_bytes += layer.store->resident_bytes();
+            totals.coded_cells = std::max(totals.coded_cells, layer.store->coded_cells());
+            totals.dense_cells = std::max(totals.dense_cells, layer.store->dense_rows());
+            totals.rows_rebuilt += layer.store->rows_rebuilt();
+            totals.f16_bytes += f16 * cells;
         }
     }
-    if (compressed == 0) {
+    return totals;
+}
+
+void KvCache::report_end() {
+    const Totals sum = totals();
+    if (options_.log == Options::Log::kQuiet || counters_.pairs == 0 || sum.compressed_layers == 0) {
         return;
     }
     log_summary(
         "{} cells coded, {} dense; resident {:.2f} MiB, {:.1f} % of the {:.2f} MiB of f16; {:.1f} % of pairs read "
         "through codes; encoding {:.0f} ms, attention {:.0f} ms ({} calls in code space, {} by blocks, {} rows "
         "rebuilt)",
-        coded, dense, mebibytes(resident),
-        f16 == 0 ? 0.0 : 100.0 * static_cast<double>(resident) / static_cast<double>(f16), mebibytes(f16),
+        sum.coded_cells, sum.dense_cells, mebibytes(sum.resident_bytes),
+        sum.f16_bytes == 0 ? 0.0 : 100.0 * static_cast<double>(sum.resident_bytes) / static_cast<double>(sum.f16_bytes),
+        mebibytes(sum.f16_bytes),
         100.0 * static_cast<double>(counters_.pairs_coded) / static_cast<double>(counters_.pairs),
         static_cast<double>(counters_.encode_us) / 1e3, static_cast<double>(counters_.attention_us) / 1e3,
-        counters_.code_space_calls, counters_.block_calls, rebuilt);
+        counters_.code_space_calls, counters_.block_calls, sum.rows_rebuilt);
+}
+
+std::string KvCache::report_json() const {
+    const Totals sum = totals();
+    size_t code_bytes = 0;
+    size_t f16_bytes = 0;
+    std::string codecs;
+    std::string distortion;
+    for (const auto& [index, layer] : layers_) {
+        if (layer.k == nullptr || layer.v == nullptr) {
+            continue;
+        }
+        const size_t bytes = row_bytes(layer.k) + row_bytes(layer.v);
+        const bool compressed = layer.state == Layer::State::kCompressed;
+        f16_bytes += bytes;
+        code_bytes += compressed ? layer.store->code_bytes_per_token() : bytes;
+        codecs += fmt::format("{}\"{}\"", codecs.empty() ? "" : ",",
+                              compressed ? fmt::format("K {}, V {}", layer.store->codecs().k->describe(),
+                                                       layer.store->codecs().v->describe())
+                                         : "f16");
+        const auto ranges = [](const DistortionByRange& sums) {
+            std::string text;
+            for (const Distortion& d : sums) {
+                text += fmt::format("{}[{},{},{}]", text.empty() ? "" : ",", d.miss, d.residual, d.energy);
+            }
+            return text;
+        };
+        if (options_.measure == Options::Measure::kError && compressed) {
+            distortion += fmt::format(R"({}{{"layer":{},"k":[{}],"v":[{}]}})", distortion.empty() ? "" : ",", index,
+                                      ranges(layer.distortion_k), ranges(layer.distortion_v));
+        }
+    }
+    std::string times = fmt::format(R"("encode":{})", counters_.encode_us);
+    for (size_t part = 0; part < AttentionTimes::kParts; ++part) {
+        times += fmt::format(R"(,"{}":{})", AttentionTimes::kNames[part], times_.ns[part].load() / 1000);
+    }
+    return fmt::format(
+        R"({{"id":{},"cells":{},"codecs":[{}],"code_bytes":{},"f16_bytes":{},"fixed_bytes":{},"window":{},"sinks":{},)"
+        R"("resident_bytes":{},"coded_cells":{},"dense_cells":{},"pairs":{},"pairs_coded":{},"rows_rebuilt":{},)"
+        R"("encode_us":{},"attention_us":{},"times_us":{{{}}},"distortion":[{}]}})",
+        id_, n_cells_, codecs, code_bytes, f16_bytes, fixed_bytes(), window_, sinks_, sum.resident_bytes,
+        sum.coded_cells, sum.dense_cells, counters_.pairs, counters_.pairs_coded, sum.rows_rebuilt, counters_.encode_us,
+        counters_.attention_us, times, distortion);
 }
 
 }  // namespace kvcodec::host

@@ -1,7 +1,9 @@
 // The compressed cache behind one host buffer: all layers whose K and V tensors the host put there.
 #pragma once
 
+#include <array>
 #include <cstdint>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <set>
@@ -12,12 +14,15 @@
 #include "ggml-backend.h"
 #include "ggml-kvcodec/codec_choice.h"
 #include "ggml-kvcodec/op_chain.h"
+#include "ggml-kvcodec/report.h"
 #include "ggml.h"
 #include "kvcodec/attend/attention.h"
 #include "kvcodec/options.h"
 #include "kvcodec/store/layer_store.h"
 
 namespace kvcodec::host {
+
+using DistortionByRange = std::array<Distortion, std::size(kDistortionRanges)>;
 
 /// One layer: its two host tensors and, while it is compressed, its store.
 ///
@@ -37,7 +42,10 @@ struct Layer {
     float expected_error_k = 0;
     float expected_error_v = 0;
     size_t fixed_bytes = 0;  // dictionaries and means
-    bool checked = false;
+    bool trained = false;
+    bool checked = false;  // against what the artifact promises
+    DistortionByRange distortion_k{};
+    DistortionByRange distortion_v{};
 };
 
 /// What the summary line at the end reports.
@@ -54,7 +62,7 @@ struct CacheCounters {
 class KvCache {
   public:
     /// `memory` is the host buffer that the tensors lie in; it outlives this.
-    KvCache(const Options& options, std::shared_ptr<CodecChoice> choice, Reservation& memory);
+    KvCache(std::shared_ptr<CodecChoice> choice, Reservation& memory);
     ~KvCache();
 
     /// Takes a tensor named cache_k_l<i> or cache_v_l<i> under management and hides its memory.
@@ -78,6 +86,8 @@ class KvCache {
     /// The host keeps some K or V tensors here in a type other than f16; layers that lack one pass through silently.
     void note_other_type() { has_other_types_ = true; }
     bool manages_any() const { return !layers_.empty(); }
+    /// See report.h.
+    std::string report_json() const;
 
   private:
     static constexpr int32_t kUnknownPosition = -1;
@@ -87,21 +97,33 @@ class KvCache {
     void note_cells(Layer& layer, const ggml_tensor* node);
     void reset_cell(size_t cell);
     std::string choose_codecs(Layer& layer, const ggml_tensor* node);
-    bool has_expected_error(Layer& layer, std::span<const uint32_t> cells);
+    bool fits_artifact(Layer& layer, std::span<const uint32_t> cells);
+    void measure(Layer& layer, std::span<const uint32_t> cells);
     void grow_older(const Layer& layer, const ggml_tensor* node);
     void encode_ripe(Layer& layer, bool all, Team& team);
     bool is_first(const Layer& layer, Side side) const;
     bool is_sink(size_t cell) const { return positions_[cell] >= 0 && positions_[cell] < static_cast<int32_t>(sinks_); }
     size_t fixed_bytes() const;
+    struct Totals {
+        size_t resident_bytes = 0;
+        size_t f16_bytes = 0;  // of the cells in use
+        size_t coded_cells = 0;
+        size_t dense_cells = 0;
+        size_t compressed_layers = 0;
+        uint64_t rows_rebuilt = 0;
+    };
+    Totals totals() const;
     void report_load();
     void report_end();
 
+    uint64_t id_;
     Options options_;
     std::shared_ptr<CodecChoice> choice_;
     Reservation& memory_;
     uint32_t window_;
     uint32_t sinks_;
     std::map<int32_t, Layer> layers_;
+    AttentionTimes times_;
     Attention attention_;
     size_t n_cells_ = 0;
     size_t cells_per_stream_ = 0;

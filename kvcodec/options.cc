@@ -47,6 +47,11 @@ constexpr std::pair<std::string_view, Options::Prefill> kPrefills[] = {
     {"stream", Options::Prefill::kStream},
     {"exact", Options::Prefill::kExact},
 };
+constexpr std::pair<std::string_view, Options::Measure> kMeasures[] = {
+    {"off", Options::Measure::kOff},
+    {"error", Options::Measure::kError},
+    {"time", Options::Measure::kTime},
+};
 constexpr std::pair<std::string_view, bool> kSwitch[] = {{"on", true}, {"off", false}};
 
 constexpr uint32_t kMaxCells = std::numeric_limits<int32_t>::max();
@@ -155,6 +160,8 @@ constexpr Key kKeys[] = {
      }},
     {"prefill", "stream or exact",
      [](Draft& d, std::string_view v) { return set_name(v, kPrefills, d.options.prefill); }},
+    {"measure", "off, error or time",
+     [](Draft& d, std::string_view v) { return set_name(v, kMeasures, d.options.measure); }},
 };
 
 void parse_item(Draft& draft, std::string_view item) {
@@ -236,6 +243,7 @@ std::string to_string(const Options& options) {
     put_name("log", options.log, defaults.log, kLogs);
     put_name("release", options.release, defaults.release, kSwitch);
     put("crossover", options.crossover, options.crossover != defaults.crossover);
+    put_name("measure", options.measure, defaults.measure, kMeasures);
     put_name("prefill", options.prefill, defaults.prefill, kPrefills);
     return text;
 }

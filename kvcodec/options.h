@@ -24,6 +24,11 @@ struct Options {
         kStrict,  ///< every key is read through its code: window 0, and sinks 0 unless given
     };
     enum class Log : uint8_t { kQuiet, kInfo, kDebug };
+    enum class Measure : uint8_t {
+        kOff,
+        kError,  ///< everything that is coded is decoded once, to report its error
+        kTime,   ///< clocks are read between the parts of attention
+    };
     enum class Prefill : uint8_t {
         kStream,  ///< a prompt is coded while it is read
         kExact,   ///< a prompt stays dense until the first single-token step
@@ -46,6 +51,7 @@ struct Options {
     bool release = true;                 ///< release=on|off: give dense memory back to the system
     int32_t crossover = -1;              ///< crossover=: attention in code space from that many cells; -1 = auto
     Prefill prefill = Prefill::kStream;  ///< prefill=stream|exact
+    Measure measure = Measure::kOff;     ///< measure=off|error|time, for evaluation
 
     bool operator==(const Options&) const = default;
 };

@@ -27,7 +27,8 @@ TEST(OptionsTest, EmptyTextMeansDefaults) {
 TEST(OptionsTest, ReadsEveryKey) {
     const Options options = parse_options(
         "artifact=/tmp/a b=c.kvc.gguf,codec=dictionary,budget=20%,s_k=8,s_v=12,bits_k=3,bits_v=8,coefficients=fp8,"
-        "layout=published,relative_error=0.25,window=64,sinks=2,log=debug,release=off,crossover=512,prefill=exact");
+        "layout=published,relative_error=0.25,window=64,sinks=2,log=debug,release=off,crossover=512,prefill=exact,"
+        "measure=time");
     EXPECT_EQ(options.artifact, "/tmp/a b=c.kvc.gguf");
     EXPECT_EQ(options.codec, Options::CodecChoice::kDictionary);
     EXPECT_DOUBLE_EQ(options.budget.value(), 0.2);
@@ -44,6 +45,7 @@ TEST(OptionsTest, ReadsEveryKey) {
     EXPECT_FALSE(options.release);
     EXPECT_EQ(options.crossover, 512);
     EXPECT_EQ(options.prefill, Options::Prefill::kExact);
+    EXPECT_EQ(options.measure, Options::Measure::kTime);
 }
 
 TEST(OptionsTest, LastMentionCounts) {
@@ -69,10 +71,11 @@ TEST(OptionsTest, StrictKeepsNothingDenseUnlessSinksAreGiven) {
 }
 
 TEST(OptionsTest, RoundTrips) {
-    for (const char* text : {"mode=strict", "mode=strict,sinks=4", "mode=live,window=0,sinks=0", "s=8", "s_k=8",
-                             "s_v=9", "s_k=8,s_v=9,bits=4", "bits_v=3", "budget=18.3%", "budget=0.3333333333333333",
-                             "relative_error=0.1", "crossover=0", "codec=none,log=quiet,release=off,prefill=exact",
-                             "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published"}) {
+    for (const char* text :
+         {"mode=strict", "mode=strict,sinks=4", "mode=live,window=0,sinks=0", "s=8", "s_k=8", "s_v=9",
+          "s_k=8,s_v=9,bits=4", "bits_v=3", "budget=18.3%", "budget=0.3333333333333333", "relative_error=0.1",
+          "crossover=0", "codec=none,log=quiet,release=off,prefill=exact,measure=error",
+          "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published"}) {
         const Options options = parse_options(text);
         EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
     }
@@ -127,7 +130,8 @@ TEST(OptionsTest, NamesTheBadValueAndTheValidOnes) {
                              "log=all",
                              "release=1",
                              "crossover=-2",
-                             "prefill=x"}) {
+                             "prefill=x",
+                             "measure=on"}) {
         EXPECT_FALSE(error_of(text).empty()) << text;
     }
 }

@@ -1,9 +1,6 @@
 #include "tools/harvest.h"
 
-#include <dlfcn.h>
 #include <fmt/format.h>
-#include <ggml-backend.h>
-#include <llama.h>
 
 #include <algorithm>
 #include <cmath>
@@ -21,6 +18,7 @@
 
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
+#include "tools/host_model.h"
 
 namespace kvcodec {
 
@@ -38,77 +36,6 @@ constexpr float kMinP = 0.02F;
 constexpr size_t kMaxBatch = 512;
 // No tokenizer makes a window of n tokens out of more bytes than n times this in ordinary text.
 constexpr size_t kMaxBytesPerToken = 16;
-
-// ---- libllama ------------------------------------------------------------------------------------------------------
-
-std::string last_host_error;
-
-void keep_errors(ggml_log_level level, const char* text, void*) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        last_host_error = text;
-        last_host_error.erase(last_host_error.find_last_not_of(" \n") + 1);
-    }
-}
-
-/// A host built with GGML_BACKEND_DL looks for its backends beside the running program, which is not where ours is.
-void load_cpu_backend() {
-    ggml_backend_load_all();
-    if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
-        Dl_info info{};
-        if (dladdr(reinterpret_cast<void*>(&ggml_backend_load_all), &info) != 0 && info.dli_fname != nullptr) {
-            ggml_backend_load_all_from_path(fs::path(info.dli_fname).parent_path().c_str());
-        }
-    }
-    if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
-        throw Error(
-            "llama.cpp's CPU backend (libggml-cpu*.so) was not found beside libggml.so; build all of llama.cpp");
-    }
-}
-
-struct ModelDeleter {
-    void operator()(llama_model* model) const { llama_model_free(model); }
-};
-struct ContextDeleter {
-    void operator()(llama_context* context) const { llama_free(context); }
-};
-using Model = std::unique_ptr<llama_model, ModelDeleter>;
-using Context = std::unique_ptr<llama_context, ContextDeleter>;
-
-Model load_model(const std::string& path) {
-    llama_log_set(keep_errors, nullptr);
-    load_cpu_backend();
-    ggml_backend_dev_t no_devices[] = {nullptr};
-    llama_model_params params = llama_model_default_params();
-    params.devices = no_devices;
-    params.n_gpu_layers = 0;
-    Model model(llama_model_load_from_file(path.c_str(), params));
-    if (model == nullptr) {
-        throw Error(fmt::format("llama.cpp cannot load {}: {}", path, last_host_error));
-    }
-    return model;
-}
-
-class Batch {
-  public:
-    explicit Batch(size_t capacity) : batch_(llama_batch_init(static_cast<int32_t>(capacity), 0, 1)) {}
-    ~Batch() { llama_batch_free(batch_); }
-    Batch(const Batch&) = delete;
-    Batch& operator=(const Batch&) = delete;
-
-    void clear() { batch_.n_tokens = 0; }
-    void add(llama_token token, llama_pos position, size_t sequence, bool logits) {
-        const int32_t i = batch_.n_tokens++;
-        batch_.token[i] = token;
-        batch_.pos[i] = position;
-        batch_.n_seq_id[i] = 1;
-        batch_.seq_id[i][0] = static_cast<llama_seq_id>(sequence);
-        batch_.logits[i] = logits ? 1 : 0;
-    }
-    const llama_batch& get() const { return batch_; }
-
-  private:
-    llama_batch batch_;
-};
 
 // ---- what the graph says -------------------------------------------------------------------------------------------
 
@@ -334,17 +261,6 @@ class Collector {
 
 // ---- text ----------------------------------------------------------------------------------------------------------
 
-std::vector<llama_token> tokenize(const llama_vocab* vocab, std::string_view text) {
-    std::vector<llama_token> tokens(text.size() + 8);
-    const int32_t n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                     static_cast<int32_t>(tokens.size()), true, false);
-    if (n < 0) {
-        throw Error("the text cannot be tokenised");
-    }
-    tokens.resize(static_cast<size_t>(n));
-    return tokens;
-}
-
 std::string read_file(const std::string& path) {
     std::ifstream file(path, std::ios::binary);
     std::ostringstream text;
@@ -376,7 +292,7 @@ std::vector<std::vector<llama_token>> text_windows(const llama_vocab* vocab, con
         }
         const size_t length =
             std::min((w + 1) * stretch - std::min(begin, (w + 1) * stretch), kMaxBytesPerToken * options.ctx_size);
-        std::vector<llama_token> tokens = tokenize(vocab, std::string_view(text).substr(begin, length));
+        std::vector<llama_token> tokens = tokenize(vocab, std::string_view(text).substr(begin, length), true, false);
         tokens.resize(std::min(tokens.size(), options.ctx_size));
         windows.push_back(std::move(tokens));
     }
@@ -454,7 +370,7 @@ std::vector<float> HarvestedRows::residuals() const {
 class Harvester::Implementation {
   public:
     Implementation(const ModelInfo& info, const HarvestOptions& options)
-        : options_(options), model_(load_model(info.path)), collector_(info) {
+        : options_(options), model_(load_llama_model(info.path)), collector_(info) {
         options_.ctx_size = std::min(options.ctx_size, static_cast<size_t>(llama_model_n_ctx_train(model_.get())));
         if (!options_.text_files.empty()) {
             windows_ = text_windows(vocab(), options_);
@@ -480,7 +396,7 @@ class Harvester::Implementation {
   private:
     const llama_vocab* vocab() const { return llama_model_get_vocab(model_.get()); }
 
-    Context make_context(size_t n_sequences, size_t batch_size) {
+    LlamaContext make_context(size_t n_sequences, size_t batch_size) {
         llama_context_params params = llama_context_default_params();
         params.n_seq_max = static_cast<uint32_t>(n_sequences);
         params.n_ctx = static_cast<uint32_t>(n_sequences * options_.ctx_size);
@@ -493,20 +409,16 @@ class Harvester::Implementation {
         params.kv_unified = false;
         params.cb_eval = Collector::on_node;
         params.cb_eval_user_data = &collector_;
-        Context context(llama_init_from_model(model_.get(), params));
-        if (context == nullptr) {
-            throw Error(fmt::format("llama.cpp cannot run the model: {}", last_host_error));
-        }
-        return context;
+        return make_llama_context(model_.get(), params);
     }
 
-    void decode(llama_context* context, const Batch& batch) {
+    void decode(llama_context* context, const TokenBatch& batch) {
         if (options_.stop != nullptr && options_.stop->load()) {
             throw Error("interrupted before learning began; nothing was written");
         }
         collector_.expect(batch.get());
         if (llama_decode(context, batch.get()) != 0) {
-            throw Error(fmt::format("llama.cpp failed to run the model: {}", last_host_error));
+            throw Error(fmt::format("llama.cpp failed to run the model: {}", last_host_error()));
         }
     }
 
@@ -519,8 +431,8 @@ class Harvester::Implementation {
     // Returns the number of tokens kept.
     size_t read_text() {
         const size_t batch_size = std::min(options_.ctx_size, kMaxBatch), total = kept_tokens(windows_);
-        const Context context = make_context(1, batch_size);
-        Batch batch(batch_size);
+        const LlamaContext context = make_context(1, batch_size);
+        TokenBatch batch(batch_size);
         size_t done = 0;
         for (const auto& window : windows_) {
             llama_memory_clear(llama_get_memory(context.get()), false);
@@ -540,7 +452,7 @@ class Harvester::Implementation {
     // The model continues random tokens (as LLM-QAT does, arXiv 2305.17888, section 3.1). A sequence that has ended or
     // is full makes room for a new one. Returns the number of tokens kept.
     size_t write_text() {
-        const Context context = make_context(kSequences, kSequences);
+        const LlamaContext context = make_context(kSequences, kSequences);
         const size_t n_vocab = static_cast<size_t>(llama_vocab_n_tokens(vocab()));
         struct Sequence {
             std::mt19937_64 random;
@@ -563,7 +475,7 @@ class Harvester::Implementation {
             sequences[s].random.seed(options_.seed * kSequences + s);
             restart(s);
         }
-        Batch batch(kSequences);
+        TokenBatch batch(kSequences);
         size_t done = 0;
         while (done < options_.n_tokens) {
             batch.clear();
@@ -605,7 +517,7 @@ class Harvester::Implementation {
     }
 
     HarvestOptions options_;
-    Model model_;
+    LlamaModel model_;
     Collector collector_;
     std::vector<std::vector<llama_token>> windows_;
 };

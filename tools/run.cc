@@ -23,6 +23,7 @@
 #include "kvcodec/options.h"
 #include "tools/commands.h"
 #include "tools/host_program.h"
+#include "tools/plugin_path.h"
 
 namespace kvcodec {
 
@@ -32,7 +33,6 @@ namespace {
 
 constexpr int kNotExecutable = 126;
 constexpr int kNotFound = 127;
-constexpr std::string_view kPluginName = "libggml-kvcodec.so";
 // The scalar codec's smallest: 3 bits a number and 8 a vector, 19.1 % at head_dim 128. Below, only a dictionary serves.
 constexpr double kScalarRate = 0.19;
 
@@ -146,28 +146,6 @@ std::string choose_codec(Options& options, const HostProgram& program) {
                        model->name, train_command)
                  : "no model file found in the arguments (-m): using the scalar codec without calibration; "
                    "--artifact names one";
-}
-
-std::string find_plugin(const std::string& chosen) {
-    std::vector<fs::path> candidates;
-    if (!chosen.empty()) {
-        candidates = {chosen};
-    } else if (const std::string path = from_environment("KVCODEC_PLUGIN"); !path.empty()) {
-        candidates = {path};
-    } else {
-        std::error_code error;
-        const fs::path folder = fs::read_symlink("/proc/self/exe", error).parent_path();
-        // Beside the command, as installed, in the build tree.
-        candidates = {folder / kPluginName, folder / "../lib" / kPluginName, folder / "../ggml-kvcodec" / kPluginName};
-    }
-    for (const fs::path& candidate : candidates) {
-        std::error_code error;
-        if (fs::is_regular_file(candidate, error)) {
-            return fs::absolute(candidate).lexically_normal().native();
-        }
-    }
-    throw Error(fmt::format("the plug-in is not at {}; name its file with --plugin or KVCODEC_PLUGIN",
-                            candidates.front().lexically_normal().native()));
 }
 
 /// Sets what the program needs, apart from what the user has set already. Returns the settings as text.

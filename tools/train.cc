@@ -5,7 +5,6 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
-#include <csignal>
 #include <cstdint>
 #include <cstdio>
 #include <exception>
@@ -13,7 +12,6 @@
 #include <functional>
 #include <iterator>
 #include <memory>
-#include <mutex>
 #include <random>
 #include <string>
 #include <thread>
@@ -28,15 +26,13 @@
 #include "kvcodec/learn/dictionary_learning.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
+#include "tools/progress.h"
 
 namespace kvcodec {
 
 namespace fs = std::filesystem;
-using Clock = std::chrono::steady_clock;
 
 namespace {
-
-constexpr int kInterrupted = 130;
 
 struct TrainOptions {
     std::string model;
@@ -49,77 +45,6 @@ struct TrainOptions {
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     size_t ctx_size = 512;
     uint64_t seed = 0;
-};
-
-// ---- progress and interruption -------------------------------------------------------------------------------------
-
-double seconds_since(Clock::time_point start) {
-    return std::chrono::duration<double>(Clock::now() - start).count();
-}
-
-std::string duration(double seconds) {
-    const auto s = static_cast<int64_t>(seconds + 0.5);
-    return s < 60 ? fmt::format("{} s", s) : fmt::format("{} min {:02} s", s / 60, s % 60);
-}
-
-/// Share done and time left on stderr: one line that rewrites itself on a terminal, else a line for every tenth.
-class Progress {
-  public:
-    explicit Progress(std::string label) : label_(std::move(label)) {}
-
-    /// From any thread. `note` is shown behind the share.
-    void update(size_t done, size_t total, const std::string& note) {
-        const std::lock_guard lock(mutex_);
-        const double share = static_cast<double>(done) / static_cast<double>(std::max<size_t>(total, 1));
-        const double elapsed = seconds_since(start_);
-        const std::string line = fmt::format("{}: {:.0f} %, {}, {} left", label_, 100.0 * share, note,
-                                             duration(share > 0.0 ? elapsed * (1.0 - share) / share : 0.0));
-        if (terminal_) {
-            if (elapsed - shown_at_ >= kRefreshSeconds || done == total) {
-                fmt::print(stderr, "\r{}\033[K", line);
-                shown_at_ = elapsed;
-            }
-        } else if (const auto tenth = static_cast<int>(10.0 * share); tenth > shown_tenth_) {
-            fmt::print(stderr, "{}\n", line);
-            shown_tenth_ = tenth;
-        }
-    }
-
-    void finish(const std::string& summary) const {
-        fmt::print(stderr, "{}{}: {}, {}{}\n", terminal_ ? "\r" : "", label_, summary, duration(seconds_since(start_)),
-                   terminal_ ? "\033[K" : "");
-    }
-
-  private:
-    static constexpr double kRefreshSeconds = 0.2;
-
-    std::mutex mutex_;
-    const std::string label_;
-    const Clock::time_point start_ = Clock::now();
-    const bool terminal_ = isatty(STDERR_FILENO) != 0;
-    double shown_at_ = 0.0;
-    int shown_tenth_ = 0;
-};
-
-std::atomic<bool> interrupted = false;
-static_assert(std::atomic<bool>::is_always_lock_free);
-
-/// The first Ctrl-C asks for an orderly end, the second one ends the program.
-class InterruptGuard {
-  public:
-    InterruptGuard() : previous_(std::signal(SIGINT, &on_interrupt)) {}
-    ~InterruptGuard() { std::signal(SIGINT, previous_); }
-    InterruptGuard(const InterruptGuard&) = delete;
-    InterruptGuard& operator=(const InterruptGuard&) = delete;
-
-  private:
-    static void on_interrupt(int) {
-        if (interrupted.exchange(true)) {
-            _exit(kInterrupted);
-        }
-    }
-
-    void (*previous_)(int);
 };
 
 // ---- learning ------------------------------------------------------------------------------------------------------
@@ -155,7 +80,7 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
     learn_options.sparsity = options.sparsity;
     learn_options.sweeps = options.sweeps;
     learn_options.seed = options.seed;
-    learn_options.stop = &interrupted;
+    learn_options.stop = &InterruptGuard::interrupted();
     learn_options.progress = progress;
     const LearnedDictionary learned =
         learn_dictionary(training_rows(job, model.n_ctx_train, options.seed), rows.dim(), learn_options);
@@ -249,11 +174,10 @@ Harvest harvest_rows(const ModelInfo& model, const TrainOptions& options) {
     harvest_options.ctx_size = options.ctx_size;
     harvest_options.n_threads = options.n_threads;
     harvest_options.seed = options.seed;
-    harvest_options.stop = &interrupted;
+    harvest_options.stop = &InterruptGuard::interrupted();
     Progress progress(options.text_files.empty() ? "sampling text from the model" : "reading text");
-    const Clock::time_point start = Clock::now();
     harvest_options.progress = [&](size_t done, size_t total) {
-        progress.update(done, total, fmt::format("{:.0f} tokens/s", static_cast<double>(done) / seconds_since(start)));
+        progress.update(done, total, fmt::format("{:.0f} tokens/s", static_cast<double>(done) / progress.seconds()));
     };
     Harvester harvester(model, harvest_options);
     check_enough_rows(model, options, harvester.available_tokens());
@@ -279,7 +203,7 @@ void print_errors(const Artifact& artifact) {
 }
 
 void train(TrainOptions options) {
-    const Clock::time_point start = Clock::now();
+    const auto start = std::chrono::steady_clock::now();
     const ModelInfo model = read_model_info(options.model);
     if (options.output.empty()) {
         options.output = default_artifact_path(model.fingerprint);
@@ -305,12 +229,12 @@ void train(TrainOptions options) {
     }
     write_artifact(artifact, options.output);
     print_errors(artifact);
-    if (interrupted) {
+    if (InterruptGuard::interrupted()) {
         fmt::print(stderr,
                    "interrupted: the artifact holds the best dictionaries so far; train again for better ones\n");
     }
     fmt::print("Wrote {} ({:.1f} MB) in {}\n", options.output, static_cast<double>(fs::file_size(options.output)) / 1e6,
-               duration(seconds_since(start)));
+               duration(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count()));
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <chrono>
 #include <cmath>
 
 #include "kvcodec/attend/gemm.h"
@@ -172,6 +173,36 @@ Running take_running(Arena& arena, size_t lanes) {
     return {max, sum, arena.take(lanes)};
 }
 
+// One thread's clock: each lap goes to the part that has just ended. Without `times` it does nothing.
+class PartClock {
+  public:
+    explicit PartClock(AttentionTimes* times) : times_(times) { lap(AttentionTimes::kParts); }
+    ~PartClock() {
+        for (size_t part = 0; times_ != nullptr && part < AttentionTimes::kParts; ++part) {
+            times_->ns[part] += ns_[part];
+        }
+    }
+    PartClock(const PartClock&) = delete;
+    PartClock& operator=(const PartClock&) = delete;
+
+    /// kParts: the time since the last lap belongs to no part.
+    void lap(AttentionTimes::Part part) {
+        if (times_ == nullptr) {
+            return;
+        }
+        const auto now = std::chrono::steady_clock::now();
+        if (part != AttentionTimes::kParts) {
+            ns_[part] += std::chrono::duration_cast<std::chrono::nanoseconds>(now - last_).count();
+        }
+        last_ = now;
+    }
+
+  private:
+    AttentionTimes* times_;
+    std::chrono::steady_clock::time_point last_;
+    std::array<int64_t, AttentionTimes::kParts> ns_{};
+};
+
 // Adds the sink logit of each lane's head to the softmax; returns the factor for what was accumulated so far.
 float join_sink(const AttentionCall& call, const Lanes& lanes, size_t lane, float max, float& sum) {
     if (call.sinks == nullptr) {
@@ -293,6 +324,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     };
 
     team.run([&](size_t member) {
+        PartClock clock(times_);
         // 1. Queries and tables. Every member fills its slice of every head's table.
         const auto slice = [&](size_t n, size_t multiple) {
             const size_t units = (n + multiple - 1) / multiple;
@@ -322,7 +354,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         for (size_t head = 0; head < n_heads && table_begin < table_end; ++head) {
             codecs.k->prepare(heads[head].q, lanes, table_begin, table_end, heads[head].table);
         }
+        clock.lap(AttentionTimes::kTables);
         team.barrier();
+        clock.lap(AttentionTimes::kParts);
 
         // 2. Scores, weights and values of this member's blocks.
         Arena own(member_scratch[member]);
@@ -365,11 +399,13 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                         }
                         codecs.k_mean.score(heads[head].mean, lanes, position.data(), coded.size(), s);
                     }
+                    clock.lap(AttentionTimes::kScore);
                 }
                 if (!dense.empty()) {
                     store.gather(Side::kK, block, head, dense, call.positions, rows_memory);
                     gemm_scores(rows_memory, dense.size(), geometry.dim_k, heads[head].transposed, lanes,
                                 s + coded.size() * lanes);
+                    clock.lap(AttentionTimes::kDense);
                 }
                 const float* bias = mask.bias();
                 if (bias != nullptr || call.softcap != 0) {
@@ -380,18 +416,22 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     scale_lanes(partial.dense, geometry.dim_v, lanes, correction);
                     scale_lanes(partial.running.coded, 1, lanes, correction);
                 }
+                clock.lap(AttentionTimes::kSoftmax);
                 if (!coded.empty()) {
                     codecs.v->accumulate(s, lanes, store.codes(Side::kV, block, head), coded, partial.acc);
                     add_weights(s, coded.size(), lanes, partial.running.coded);
+                    clock.lap(AttentionTimes::kAccumulate);
                 }
                 if (!dense.empty()) {
                     store.gather(Side::kV, block, head, dense, call.positions, rows_memory);
                     gemm_values(rows_memory, dense.size(), geometry.dim_v, s + coded.size() * lanes, lanes,
                                 partial.dense);
+                    clock.lap(AttentionTimes::kDense);
                 }
             }
         }
         team.barrier();
+        clock.lap(AttentionTimes::kParts);
 
         // 3. Each head's shares become one: scaled to the common maximum, summed into the first.
         for (size_t head = member; head < n_heads; head += n_members) {
@@ -458,6 +498,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 }
             }
         }
+        clock.lap(AttentionTimes::kCombine);
     });
 }
 
@@ -478,6 +519,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
 
     std::atomic<size_t> next = 0;
     team.run([&](size_t member) {
+        PartClock clock(times_);
         Arena arena(memory + member * member_floats);
         float* q = arena.take(max_lanes * geometry.dim_k);    // [dim_k, lanes]
         float* out = arena.take(max_lanes * geometry.dim_v);  // [dim_v, lanes]
@@ -530,6 +572,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                 }
             }
         }
+        clock.lap(AttentionTimes::kBlocks);
     });
 }
 

@@ -1,6 +1,8 @@
 // Attention of a batch of queries over one layer's store.
 #pragma once
 
+#include <array>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <vector>
@@ -31,6 +33,14 @@ struct AttentionCall {
     const int32_t* positions = nullptr;  ///< by cell (of the whole cache)
 };
 
+/// Where the time of attention goes, in nanoseconds summed over threads.
+struct AttentionTimes {
+    enum Part : uint8_t { kTables, kScore, kSoftmax, kAccumulate, kDense, kCombine, kBlocks, kParts };
+    static constexpr std::array<const char*, kParts> kNames = {"tables",     "score",   "softmax",  "accumulate",
+                                                               "dense rows", "combine", "by blocks"};
+    std::array<std::atomic<int64_t>, kParts> ns{};
+};
+
 /// Computes attention and keeps the scratch memory it needs between calls.
 ///
 /// Two ways. In code space, for few lanes (token generation): scores come from tables, values are accumulated per code,
@@ -42,7 +52,8 @@ class Attention {
     static constexpr size_t kMaxCodeLanes = 32;
 
     /// crossover: cells from which code space is used; negative = by estimated cost.
-    explicit Attention(int crossover = -1) : crossover_(crossover) {}
+    /// times: null, or what the time of every part is added to, at the cost of reading a clock between them.
+    explicit Attention(int crossover = -1, AttentionTimes* times = nullptr) : crossover_(crossover), times_(times) {}
 
     void run(const LayerStore& store, const AttentionCall& call, Team& team);
     /// Whether run() would work in code space.
@@ -54,6 +65,7 @@ class Attention {
     void run_blocks(const LayerStore& store, const AttentionCall& call, Team& team);
 
     int crossover_;
+    AttentionTimes* times_;
     std::vector<float> scratch_;
 };
 

@@ -156,11 +156,11 @@ void LayerStore::clear() {
     codes_v_.release(0, codes_v_.size());
 }
 
-void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions) {
+// Dense rows [cells, dim] of one head without the mean: what the codec is given.
+std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const uint32_t> cells,
+                                         const int32_t* positions) const {
     const size_t dim = side == Side::kK ? geometry_.dim_k : geometry_.dim_v;
-    const size_t code_bytes = codec(side).code_bytes();
     std::vector<float> x(cells.size() * dim);
-    std::vector<std::byte> codes(cells.size() * code_bytes);
     for (size_t i = 0; i < cells.size(); ++i) {
         widen(dense_row(side, cells[i]) + head * dim, dim, &x[i * dim]);
     }
@@ -175,10 +175,35 @@ void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> c
             x[i] -= mean[i % dim];
         }
     }
+    return x;
+}
+
+void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions) {
+    const size_t code_bytes = codec(side).code_bytes();
+    const std::vector<float> x = residuals(side, head, cells, positions);
+    std::vector<std::byte> codes(cells.size() * code_bytes);
     codec(side).encode(x.data(), cells.size(), codes.data());
     for (size_t i = 0; i < cells.size(); ++i) {
         std::memcpy(code(side, cells[i], head), &codes[i * code_bytes], code_bytes);
     }
+}
+
+Distortion LayerStore::distortion(Side side, uint32_t cell, const int32_t* positions) const {
+    const size_t dim = codec(side).dim();
+    std::vector<std::byte> code(codec(side).code_bytes() + Codec::kCodeSlackBytes);
+    std::vector<float> decoded(dim);
+    Distortion sum;
+    for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+        const uint16_t* row = dense_row(side, cell) + head * dim;
+        const std::vector<float> x = residuals(side, head, {&cell, 1}, positions);
+        codec(side).encode(x.data(), 1, code.data());
+        codec(side).decode(code.data(), 1, decoded.data());
+        for (size_t i = 0; i < dim; ++i) {
+            const auto square = [](double value) { return value * value; };
+            sum += {square(x[i] - decoded[i]), square(x[i]), square(half_to_float(row[i]))};
+        }
+    }
+    return sum;
 }
 
 void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team) {

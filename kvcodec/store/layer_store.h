@@ -37,6 +37,19 @@ struct LayerCodecs {
 
 enum class Side : uint8_t { kK, kV };
 
+/// Sums over vectors.
+struct Distortion {
+    double miss = 0;      ///< ||x - x̂||²
+    double residual = 0;  ///< ||x - mean||²
+    double energy = 0;    ///< ||x||²
+
+    void operator+=(const Distortion& other) {
+        miss += other.miss;
+        residual += other.residual;
+        energy += other.energy;
+    }
+};
+
 /// State is kept per cell, storage per block of kBlock cells: codes of (block, head) are contiguous, so that attention
 /// streams through them. A cell is dense (row in a pool) or coded, K and V together; an empty cell is neither.
 /// Positions are passed in: they are the same for all layers of a cache.
@@ -74,6 +87,9 @@ class LayerStore {
     /// mean.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
 
+    /// What coding one side of a whole dense cell would lose, summed over heads; nothing changes.
+    Distortion distortion(Side side, uint32_t cell, const int32_t* positions) const;
+
     /// x[i, dim] of one head for the listed rows (offsets within the block): dense rows widened, codes decoded. Empty
     /// cells read as zero.
     void gather(Side side, size_t block, size_t head, std::span<const uint16_t> rows, const int32_t* positions,
@@ -106,6 +122,8 @@ class LayerStore {
     static constexpr uint8_t kCoded = 4;
 
     uint16_t* make_dense(Side side, size_t cell);
+    std::vector<float> residuals(Side side, size_t head, std::span<const uint32_t> cells,
+                                 const int32_t* positions) const;
     void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions);
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }

@@ -1,0 +1,34 @@
+// What a program that has loaded the plug-in may ask it: ggml_backend_reg_get_proc_address(reg, kReportFunction) gives
+// a ReportFunction.
+#pragma once
+
+#include <cstddef>
+
+namespace kvcodec::host {
+
+/// Writes a JSON array into text[size], one object for each cache that is alive, in order of creation, and returns the
+/// bytes that it needs with the final zero. Writes nothing if `size` is smaller.
+///
+///     id                      counts caches from the start of the process
+///     cells                   of all streams
+///     codecs                  [text], one for each layer: "K ..., V ...", or "f16" where it passes through
+///     code_bytes, f16_bytes   of one token, all layers
+///     fixed_bytes             dictionaries, means, tables
+///     window, sinks           tokens kept dense
+///     resident_bytes          everything, now
+///     coded_cells, dense_cells  of the layer that has most
+///     pairs, pairs_coded      (query, key) pairs attended to, and those whose key was read through its code
+///     rows_rebuilt            coded rows that were decoded
+///     encode_us, attention_us
+///     times_us                of attention, by part, summed over threads; all 0 unless measure=time
+///     distortion              with measure=error, an array for each compressed layer: {layer, k, v}, each an array by
+///                             position range (kDistortionRanges) of [squared error, squared norm without the mean,
+///                             squared norm]
+using ReportFunction = size_t (*)(char* text, size_t size);
+
+inline constexpr const char* kReportFunction = "kvcodec_report";
+
+/// First positions of the ranges of `distortion`.
+inline constexpr size_t kDistortionRanges[] = {0, 512, 2048, 8192};
+
+}  // namespace kvcodec::host

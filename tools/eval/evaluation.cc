@@ -1,0 +1,68 @@
+#include "tools/eval/evaluation.h"
+
+#define XXH_INLINE_ALL
+#include <fmt/format.h>
+#include <xxhash.h>
+
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "kvcodec/error.h"
+#include "tools/progress.h"
+
+namespace kvcodec {
+
+namespace fs = std::filesystem;
+
+std::string read_text(const std::string& path) {
+    std::ifstream file(path, std::ios::binary);
+    std::ostringstream text;
+    text << file.rdbuf();
+    if (!file || text.str().empty()) {
+        throw Error(fmt::format("{} cannot be read or is empty", path));
+    }
+    return std::move(text).str();
+}
+
+std::string file_checksum(const std::string& path) {
+    const std::string bytes = read_text(path);
+    return fmt::format("{:016x}", XXH3_64bits(bytes.data(), bytes.size()));
+}
+
+CacheSpec reference_cache() {
+    CacheSpec spec;
+    spec.name = "f16";
+    return spec;
+}
+
+void check_interrupted() {
+    if (InterruptGuard::interrupted()) {
+        throw Error("interrupted; finished results are kept, the same command goes on from there");
+    }
+}
+
+Json settings_of(const CacheSpec& spec, Json settings) {
+    if (spec.plugin) {
+        settings["options"] = spec.options;
+        settings["artifact"] = spec.artifact.empty() ? "" : file_checksum(spec.artifact);
+    }
+    return settings;
+}
+
+std::vector<std::vector<CacheSpec>> Evaluation::pending(const std::string& suite, const Json& settings,
+                                                        bool plugin_only) const {
+    std::vector<std::vector<CacheSpec>> groups;
+    for (const CacheSpec& spec : caches) {
+        if ((plugin_only && !spec.plugin) || results.find(suite, spec.name, settings_of(spec, settings))) {
+            continue;
+        }
+        if (groups.empty() || groups.back().size() == options.together) {
+            groups.emplace_back();
+        }
+        groups.back().push_back(spec);
+    }
+    return groups;
+}
+
+}  // namespace kvcodec

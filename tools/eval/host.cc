@@ -1,0 +1,113 @@
+#include "tools/eval/host.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "ggml-kvcodec/report.h"
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+
+namespace {
+
+// KVCODEC, which the plug-in reads when it allocates a cache.
+void set_plugin_options(const CacheSpec& spec) {
+    const std::string text = spec.options + (spec.artifact.empty() ? "" : ",artifact=" + spec.artifact);
+    if (::setenv("KVCODEC", text.c_str(), 1) != 0) {
+        throw Error("the environment variable KVCODEC cannot be set");
+    }
+}
+
+Json read_reports(ggml_backend_reg_t plugin) {
+    const auto report = reinterpret_cast<host::ReportFunction>(
+        plugin == nullptr ? nullptr : ggml_backend_reg_get_proc_address(plugin, host::kReportFunction));
+    if (report == nullptr) {
+        return Json::array();
+    }
+    std::string text(report(nullptr, 0), '\0');
+    report(text.data(), text.size());
+    return Json::parse(text.c_str());
+}
+
+}  // namespace
+
+EvalContext::EvalContext(llama_model* model, const CacheSpec& spec, const ContextShape& shape, size_t n_threads,
+                         ggml_backend_reg_t plugin)
+    : spec_(spec), shape_(shape), plugin_(plugin) {
+    const auto last_id = [&] {
+        const Json reports = read_reports(plugin_);
+        return reports.empty() ? int64_t{-1} : reports.back()["id"].get<int64_t>();
+    };
+    const int64_t before = last_id();
+    set_plugin_options(spec);
+    llama_context_params params = llama_context_default_params();
+    params.n_seq_max = static_cast<uint32_t>(shape.n_seq);
+    params.n_ctx = static_cast<uint32_t>(shape.n_ctx * shape.n_seq);
+    params.n_batch = static_cast<uint32_t>(std::max(shape.n_ubatch, shape.n_seq));
+    params.n_ubatch = static_cast<uint32_t>(std::max(shape.n_ubatch, shape.n_seq));
+    params.n_threads = params.n_threads_batch = static_cast<int32_t>(n_threads);
+    params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
+    params.type_k = spec.type_k;
+    params.type_v = spec.type_v;
+    params.offload_kqv = spec.plugin;
+    params.kv_unified = false;
+    context_ = make_llama_context(model, params);
+    if (const int64_t id = last_id(); id != before) {
+        report_id_ = id;
+    }
+}
+
+void EvalContext::decode(const TokenBatch& batch) const {
+    if (const int32_t status = llama_decode(context_.get(), batch.get()); status != 0) {
+        throw Error(fmt::format("llama.cpp failed to run the model with the cache {} (status {}): {}", spec_.name,
+                                status, last_host_error()));
+    }
+}
+
+Json EvalContext::report() const {
+    for (const Json& report : read_reports(plugin_)) {
+        if (report["id"] == report_id_) {
+            return report;
+        }
+    }
+    return nullptr;
+}
+
+Json EvalContext::accounting() const {
+    if (!spec_.plugin) {
+        const double rate = spec_.host_rate();
+        return {{"rate", rate}, {"total_4k", rate}, {"total_32k", rate}, {"pairs_through_codes", 1.0}};
+    }
+    const Json report = this->report();
+    if (report.is_null()) {
+        return {{"rate", 1.0}, {"total_4k", 1.0}, {"total_32k", 1.0}, {"pairs_through_codes", 0.0}};
+    }
+    const auto number = [&](const char* key) { return report[key].get<double>(); };
+    const double f16 = number("f16_bytes");
+    const auto total = [&](double tokens) {
+        const double dense = std::min(tokens, number("window") + number("sinks"));
+        return (number("code_bytes") * (tokens - dense) + f16 * dense + number("fixed_bytes")) / (f16 * tokens);
+    };
+    return {{"rate", number("code_bytes") / f16},
+            {"total_4k", total(4096)},
+            {"total_32k", total(32768)},
+            {"resident_bytes", report["resident_bytes"]},
+            {"f16_bytes_of_token", report["f16_bytes"]},
+            {"pairs_through_codes", number("pairs") == 0 ? 0.0 : number("pairs_coded") / number("pairs")},
+            {"codecs", report["codecs"].empty() ? Json("none") : report["codecs"].back()}};
+}
+
+EvalHost::EvalHost(const std::string& model_path, const std::string& plugin, size_t n_threads)
+    : info_(read_model_info(model_path)),
+      n_threads_(n_threads),
+      device_(plugin.empty() ? nullptr : load_plugin(plugin)),
+      model_(load_llama_model(model_path, device_)) {}
+
+std::unique_ptr<EvalContext> EvalHost::make_context(const CacheSpec& spec, const ContextShape& shape) const {
+    return std::make_unique<EvalContext>(model_.get(), spec, shape, n_threads_,
+                                         device_ == nullptr ? nullptr : ggml_backend_dev_backend_reg(device_));
+}
+
+}  // namespace kvcodec

@@ -1,0 +1,448 @@
+#include "tools/eval/report.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <map>
+#include <string_view>
+#include <vector>
+
+#include "ggml-kvcodec/report.h"
+#include "tools/eval/chart.h"
+
+namespace kvcodec {
+
+namespace {
+
+using Json = nlohmann::json;
+
+// ---- tables, as rows of text that either form prints ---------------------------------------------------------------
+
+struct Table {
+    std::string title;
+    std::string caption;
+    std::vector<std::string> head;
+    std::vector<std::vector<std::string>> rows;
+    std::string figure;        ///< SVG, in HTML only
+    std::string preformatted;  ///< long texts, in HTML only
+};
+
+std::string percent(double share) {
+    return fmt::format("{:.1f} %", 100 * share);
+}
+
+std::string with_error(double value, double error, int digits) {
+    return fmt::format("{:.{}f} ± {:.{}f}", value, digits, error, digits);
+}
+
+double number(const Json& json, const char* key) {
+    return json.contains(key) && json[key].is_number() ? json[key].get<double>() : 0.0;
+}
+
+std::string bytes_cells(const Json& result) {
+    return percent(number(result, "rate"));
+}
+
+/// What of an entry's settings belongs to the suite, not to the cache.
+Json common_settings(Json settings) {
+    for (const char* own : {"options", "artifact"}) {
+        settings.erase(own);
+    }
+    return settings;
+}
+
+std::string describe(const Json& settings) {
+    std::string text;
+    for (const auto& [key, value] : settings.items()) {
+        if (key.find("checksum") == std::string::npos) {
+            text += fmt::format("{}{} {}", text.empty() ? "" : ", ", key,
+                                value.is_string() ? value.get<std::string>() : value.dump());
+        }
+    }
+    return text;
+}
+
+std::string mode_of(const Json& entry) {
+    const std::string options = entry["settings"].value("options", "");
+    return options.find("mode=live") == std::string::npos ? "strict" : "live";
+}
+
+struct Section {
+    std::string suite;
+    Json settings;
+    std::vector<Json> entries;
+};
+
+/// Results of equal suite and settings, in order of first appearance.
+std::vector<Section> sections_of(const Json& document) {
+    std::vector<Section> sections;
+    for (const Json& entry : document["results"]) {
+        const Json settings = common_settings(entry["settings"]);
+        auto it = std::ranges::find_if(sections, [&](const Section& section) {
+            return section.suite == entry["suite"] && section.settings == settings;
+        });
+        if (it == sections.end()) {
+            sections.push_back({entry["suite"], settings, {}});
+            it = sections.end() - 1;
+        }
+        it->entries.push_back(entry);
+    }
+    return sections;
+}
+
+Chart kld_chart(const Section& section) {
+    Chart chart{"rate: bytes of a coded token, % of f16", "mean KLD to the f16 cache", true, {}};
+    for (const Json& entry : section.entries) {
+        const Json& r = entry["result"];
+        if (!r.value("refused", false)) {
+            chart.series.push_back({entry["cache"],
+                                    {{100 * number(r, "rate"), number(r, "kld")}},
+                                    false,
+                                    true,
+                                    entry["cache"].get<std::string>().starts_with("kvcodec")});
+        }
+    }
+    return chart;
+}
+
+Table divergence_table(const Section& section) {
+    Table table;
+    table.title = fmt::format("{}: {}", section.suite, describe(section.settings));
+    table.caption =
+        "KL divergence of the next-token distribution from the f16 cache's, lower is better; same top: share of "
+        "predictions with the same most likely token. Rate is of a coded token, total counts window, sinks and "
+        "dictionaries too.";
+    table.head = {"cache",
+                  "mode",
+                  "rate",
+                  "total at 4k",
+                  "total at 32k",
+                  "mean KLD",
+                  "median",
+                  "99 %",
+                  "99.9 %",
+                  "max",
+                  "same top",
+                  "perplexity ratio",
+                  "pairs read through codes"};
+    for (const Json& entry : section.entries) {
+        const Json& r = entry["result"];
+        const std::string share = percent(number(r, "pairs_through_codes"));
+        std::vector<std::string> row = {entry["cache"], mode_of(entry), bytes_cells(r), percent(number(r, "total_4k")),
+                                        percent(number(r, "total_32k"))};
+        if (r.value("refused", false)) {
+            row.insert(row.end(), {"refused: too few pairs", "", "", "", "", "", "", share});
+        } else {
+            row.insert(
+                row.end(),
+                {with_error(number(r, "kld"), number(r, "kld_error"), 4),
+                 fmt::format("{:.4f}", number(r, "kld_median")), fmt::format("{:.3f}", number(r, "kld_99")),
+                 fmt::format("{:.3f}", number(r, "kld_99.9")), fmt::format("{:.2f}", number(r, "kld_max")),
+                 fmt::format("{:.2f} ± {:.2f} %", 100 * number(r, "same_top"), 100 * number(r, "same_top_error")),
+                 with_error(number(r, "perplexity_ratio"), number(r, "perplexity_ratio_error"), 4), share});
+        }
+        table.rows.push_back(std::move(row));
+    }
+    table.figure = svg_of(kld_chart(section));
+    return table;
+}
+
+double relative_error(const Json& sums) {
+    double miss = 0;
+    double residual = 0;
+    for (const Json& range : sums) {
+        miss += range[0].get<double>();
+        residual += range[1].get<double>();
+    }
+    return residual > 0 ? std::sqrt(miss / residual) : 0.0;
+}
+
+Table recon_table(const Section& section) {
+    Table table;
+    table.title = fmt::format("recon: {}", describe(section.settings));
+    table.caption =
+        "Relative error of coded vectors, sqrt(sum ||x - x̂||² / sum ||x - mean||²), all layers together, by first "
+        "position of a range; the chart shows it layer by layer.";
+    table.head = {"cache", "rate", "side"};
+    for (size_t i = 0; i < std::size(host::kDistortionRanges); ++i) {
+        table.head.push_back(fmt::format("from {}", host::kDistortionRanges[i]));
+    }
+    Chart chart{"layer", "relative error", false, {}};
+    for (const Json& entry : section.entries) {
+        for (const char* side : {"k", "v"}) {
+            std::vector<double> miss(std::size(host::kDistortionRanges));
+            std::vector<double> residual(miss.size());
+            ChartSeries series{fmt::format("{} {}", entry["cache"].get<std::string>(), *side == 'k' ? "K" : "V"), {}};
+            for (const Json& layer : entry["result"]["distortion"]) {
+                series.points.emplace_back(layer["layer"].get<double>(), relative_error(layer[side]));
+                for (size_t i = 0; i < miss.size(); ++i) {
+                    miss[i] += layer[side][i][0].get<double>();
+                    residual[i] += layer[side][i][1].get<double>();
+                }
+            }
+            std::vector<std::string> row = {entry["cache"], bytes_cells(entry["result"]), *side == 'k' ? "K" : "V"};
+            for (size_t i = 0; i < miss.size(); ++i) {
+                row.push_back(residual[i] > 0 ? fmt::format("{:.3f}", std::sqrt(miss[i] / residual[i])) : "");
+            }
+            table.rows.push_back(std::move(row));
+            chart.series.push_back(std::move(series));
+        }
+    }
+    table.figure = svg_of(chart);
+    return table;
+}
+
+Table speed_table(const Section& section) {
+    Table table;
+    table.title = fmt::format("speed: {}", describe(section.settings));
+    table.caption =
+        "Inter-token latency against depth, medians, live mode. Latency = intercept + slope · depth; ratios are to the "
+        "f16 cache of the same run. Break-even: the depth from which a step is faster than with f16.";
+    table.head = {"cache",
+                  "rate",
+                  "intercept, ms",
+                  "slope, µs a token",
+                  "slope / f16",
+                  "break-even depth",
+                  "prompt time / f16",
+                  "99 % / median, deepest",
+                  "1 sequence, tokens/s",
+                  "4",
+                  "16"};
+    Chart chart{"depth, tokens", "inter-token latency, ms", false, {}};
+    for (const Json& entry : section.entries) {
+        const Json& r = entry["result"];
+        ChartSeries series{entry["cache"], {}};
+        for (const Json& depth : r["depths"]) {
+            series.points.emplace_back(number(depth, "depth"), number(depth, "median_ms"));
+        }
+        chart.series.push_back(std::move(series));
+        const Json& deepest = r["depths"].back();
+        std::vector<std::string> row = {
+            entry["cache"],
+            bytes_cells(r),
+            fmt::format("{:.2f}", number(r, "intercept_ms")),
+            fmt::format("{:.3f}", number(r, "slope_us_per_token")),
+            fmt::format("{:.2f}", number(r, "slope_ratio")),
+            r.contains("break_even_depth") ? fmt::format("{:.0f}", number(r, "break_even_depth")) : "",
+            fmt::format("{:.2f}", number(r, "prompt_ratio")),
+            fmt::format("{:.2f}", number(deepest, "p99_ms") / std::max(number(deepest, "median_ms"), 1e-9))};
+        for (const Json& point : r["sequences"]) {
+            if (const int n = point["sequences"].get<int>(); n == 1 || n == 4 || n == 16) {
+                row.push_back(fmt::format("{:.1f}", number(point, "tokens_per_second")));
+            }
+        }
+        table.rows.push_back(std::move(row));
+    }
+    table.figure = svg_of(chart);
+    return table;
+}
+
+Table component_table(const Section& section) {
+    Table table;
+    table.title = "speed: where the time of a step's attention goes";
+    table.caption =
+        "Milliseconds a token at the deepest depth, summed over threads, with a clock read between all parts.";
+    for (const Json& entry : section.entries) {
+        const Json parts = entry["result"].value("components_ms", Json());
+        if (!parts.is_object()) {
+            continue;
+        }
+        std::vector<std::string> head = {"cache"};
+        std::vector<std::string> row = {entry["cache"]};
+        for (const auto& [part, value] : parts.items()) {
+            head.push_back(part);
+            row.push_back(fmt::format("{:.3g}", value.get<double>()));
+        }
+        table.head = head;
+        table.rows.push_back(std::move(row));
+    }
+    return table;
+}
+
+/// "512 tokens, depth 25 %" -> heat-map of depth by length.
+std::string needle_map(const Json& result) {
+    HeatMap map{"length of the text, tokens", "depth of the needle", {}, {}, {}};
+    std::map<std::pair<int, int>, double> cells;
+    for (const auto& [group, value] : result["groups"].items()) {
+        int length = 0;
+        int depth = 0;
+        if (std::sscanf(group.c_str(), "%d tokens, depth %d", &length, &depth) == 2) {
+            cells[{depth, length}] = number(value, "score");
+        }
+    }
+    std::vector<int> lengths;
+    int last_depth = -1;
+    for (const auto& [key, score] : cells) {
+        if (key.first != last_depth) {
+            last_depth = key.first;
+            map.rows.push_back(fmt::format("{} %", key.first));
+            map.values.emplace_back();
+        }
+        if (map.rows.size() == 1) {
+            map.columns.push_back(std::to_string(key.second));
+        }
+        map.values.back().push_back(score);
+    }
+    return cells.empty() ? "" : svg_of(map);
+}
+
+Table task_table(const Section& section) {
+    Table table;
+    table.title = fmt::format("{}: {}", section.suite, describe(section.settings));
+    table.caption =
+        "Scores of greedy answers, with 95 % intervals where answers are right or wrong. p: McNemar's exact test on "
+        "the answers that only one of f16 and the cache has right.";
+    table.head = {"cache",
+                  "mode",
+                  "rate",
+                  "n",
+                  "score",
+                  "95 % interval",
+                  "strict",
+                  "only f16 right",
+                  "only this right",
+                  "p",
+                  "pairs read through codes"};
+    for (const Json& entry : section.entries) {
+        const Json& r = entry["result"];
+        table.rows.push_back(
+            {entry["cache"], entry["cache"].get<std::string>().starts_with("kvcodec") ? mode_of(entry) : "",
+             bytes_cells(r), r["n"].dump(), percent(number(r, "score")),
+             r.contains("interval") ? fmt::format("{:.1f} – {:.1f} %", 100 * r["interval"][0].get<double>(),
+                                                  100 * r["interval"][1].get<double>())
+                                    : fmt::format("± {:.1f} %", 196 * number(r, "error")),
+             r.contains("strict_score") ? percent(number(r, "strict_score")) : "",
+             r.contains("only_f16_right") ? r["only_f16_right"].dump() : "",
+             r.contains("only_cache_right") ? r["only_cache_right"].dump() : "",
+             r.contains("mcnemar_p") ? fmt::format("{:.3f}", number(r, "mcnemar_p")) : "",
+             percent(number(r, "pairs_through_codes"))});
+        if (section.suite == "needle") {
+            table.figure += fmt::format("<h4>{}</h4>{}", escape_markup(entry["cache"]), needle_map(r));
+        }
+        if (section.suite == "generate") {
+            table.preformatted += fmt::format("<h4>{}</h4>", escape_markup(entry["cache"]));
+            for (const Json& answer : r["answers"]) {
+                table.preformatted += fmt::format("<pre>{}</pre>", escape_markup(answer));
+            }
+        }
+    }
+    return table;
+}
+
+Table group_table(const Section& section) {
+    Table table;
+    table.title = fmt::format("{}: by group", section.suite);
+    table.caption = "Mean score of each kind of problem.";
+    table.head = {"cache"};
+    for (const auto& [group, value] : section.entries.front()["result"]["groups"].items()) {
+        table.head.push_back(fmt::format("{} (n={})", group, value["n"].dump()));
+    }
+    for (const Json& entry : section.entries) {
+        std::vector<std::string> row = {entry["cache"]};
+        for (const auto& [group, value] : entry["result"]["groups"].items()) {
+            row.push_back(percent(number(value, "score")));
+        }
+        table.rows.push_back(std::move(row));
+    }
+    return table;
+}
+
+std::vector<Table> tables_of(const Json& document) {
+    std::vector<Table> tables;
+    for (const Section& section : sections_of(document)) {
+        if (section.suite == "kld" || section.suite == "solutions") {
+            tables.push_back(divergence_table(section));
+        } else if (section.suite == "recon") {
+            tables.push_back(recon_table(section));
+        } else if (section.suite == "speed") {
+            tables.push_back(speed_table(section));
+            if (Table components = component_table(section); !components.rows.empty()) {
+                tables.push_back(std::move(components));
+            }
+        } else {
+            tables.push_back(task_table(section));
+            if (section.entries.front()["result"]["groups"].size() > 1) {
+                tables.push_back(group_table(section));
+            }
+        }
+    }
+    return tables;
+}
+
+std::string setting_line(const Json& document) {
+    const Json& s = document["setting"];
+    return fmt::format("{}, {}, {} threads, llama.cpp with ggml {}, kvcodec {}, {}", s.value("model", ""),
+                       s.value("cpu", ""), s.value("threads", Json(0)).dump(), s.value("ggml", ""),
+                       s.value("kvcodec", ""), s.value("date", ""));
+}
+
+}  // namespace
+
+std::string kld_curve(const Json& document) {
+    std::vector<Section> sections = sections_of(document);
+    std::erase_if(sections, [](const Section& section) { return section.suite != "kld"; });
+    const auto best = std::ranges::max_element(sections, {}, [](const Section& section) {
+        return std::pair(section.entries.size(), section.settings.value("n_ctx", size_t{0}));
+    });
+    return best == sections.end() ? "" : svg_of(kld_chart(*best));
+}
+
+std::string markdown_report(const Json& document) {
+    std::string text = setting_line(document) + "\n";
+    const auto line = [](const std::vector<std::string>& cells) {
+        std::string joined = "|";
+        for (const std::string& cell : cells) {
+            joined += " " + cell + " |";
+        }
+        return joined + "\n";
+    };
+    for (const Table& table : tables_of(document)) {
+        text += fmt::format("\n**{}**\n\n", table.title) + line(table.head);
+        text += line(std::vector<std::string>(table.head.size(), "---"));
+        for (const auto& row : table.rows) {
+            text += line(row);
+        }
+    }
+    return text;
+}
+
+std::string html_report(const Json& document) {
+    std::string body;
+    for (const Table& table : tables_of(document)) {
+        body += fmt::format("<section><h2>{}</h2><p>{}</p><div class=\"wide\"><table><thead><tr>",
+                            escape_markup(table.title), escape_markup(table.caption));
+        for (const std::string& cell : table.head) {
+            body += fmt::format("<th>{}</th>", escape_markup(cell));
+        }
+        body += "</tr></thead><tbody>";
+        for (const auto& row : table.rows) {
+            body += row.front().starts_with("kvcodec") ? "<tr class=\"own\">" : "<tr>";
+            for (const std::string& cell : row) {
+                body += fmt::format("<td>{}</td>", escape_markup(cell));
+            }
+            body += "</tr>";
+        }
+        body += "</tbody></table></div>";
+        body += table.figure.empty() ? "" : fmt::format("<figure>{}</figure>", table.figure);
+        body += table.preformatted + "</section>";
+    }
+    return fmt::format(R"(<!DOCTYPE html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<title>kvcodec eval: {0}</title><style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #24292f; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }}
+table {{ border-collapse: collapse; font-size: 13px; }}
+th, td {{ border-bottom: 1px solid #d0d7de; padding: 4px 10px; text-align: left; white-space: nowrap; }}
+th {{ background: #f6f8fa; }}
+tr.own td:first-child {{ font-weight: 600; }}
+.wide {{ overflow-x: auto; }}
+figure {{ margin: 1rem 0 2.5rem; max-width: 820px; }}
+pre {{ background: #f6f8fa; padding: 10px; white-space: pre-wrap; }}
+</style></head><body><h1>Cache evaluation: {0}</h1><p>{1}</p>{2}</body></html>
+)",
+                       escape_markup(document["setting"].value("model", "")), escape_markup(setting_line(document)),
+                       body);
+}
+
+}  // namespace kvcodec

@@ -1,0 +1,128 @@
+#include "tools/eval/results.h"
+
+#include <gtest/gtest.h>
+
+#include <cstdio>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
+
+#include "kvcodec/error.h"
+#include "tools/eval/report.h"
+
+namespace kvcodec {
+namespace {
+
+const Json kSetting = {{"model", "tiny.gguf"}, {"fingerprint", "f00d"}, {"threads", 2}};
+
+std::string fresh_path(const std::string& name) {
+    std::string path = testing::TempDir() + name;
+    std::filesystem::remove(path);
+    return path;
+}
+
+TEST(ResultStoreTest, FinishedResultsAreFoundAgain) {
+    const std::string path = fresh_path("results.json");
+    {
+        ResultStore store(path, kSetting);
+        EXPECT_FALSE(store.find("kld", "q8_0", {{"n_ctx", 512}}));
+        store.put("kld", "q8_0", {{"n_ctx", 512}}, {{"kld", 0.5}});
+    }
+    const ResultStore store(path, kSetting);
+    EXPECT_EQ(store.find("kld", "q8_0", {{"n_ctx", 512}}), Json({{"kld", 0.5}}));
+    EXPECT_FALSE(store.find("kld", "q8_0", {{"n_ctx", 1024}}));
+    EXPECT_FALSE(store.find("kld", "q4_0", {{"n_ctx", 512}}));
+    EXPECT_FALSE(store.find("recon", "q8_0", {{"n_ctx", 512}}));
+}
+
+TEST(ResultStoreTest, RefusesOtherFiles) {
+    const std::string path = fresh_path("other.json");
+    std::ofstream(path) << "[1, 2";
+    EXPECT_THROW(ResultStore(path, kSetting), Error);
+    std::ofstream(path, std::ios::trunc) << R"({"setting": {"fingerprint": "beef", "model": "m"}, "results": []})";
+    EXPECT_THROW(ResultStore(path, kSetting), Error);
+}
+
+TEST(ResultStoreTest, AFailedWriteKeepsWhatWasThere) {
+    const std::string folder = testing::TempDir() + "readable_results";
+    std::filesystem::create_directories(folder);
+    const std::string path = folder + "/r.json";
+    std::filesystem::remove_all(path);
+    write_whole_file(path, "old");
+    // A folder in the way of the temporary file's target: the rename must fail.
+    const std::string blocked = folder + "/blocked";
+    std::filesystem::create_directories(blocked + "/child");
+    EXPECT_THROW(write_whole_file(blocked, "new"), Error);
+    EXPECT_THROW(write_whole_file(folder + "/absent/r.json", "new"), Error);
+    std::ostringstream text;
+    text << std::ifstream(path).rdbuf();
+    EXPECT_EQ(text.str(), "old");
+    for (const auto& entry : std::filesystem::directory_iterator(folder)) {
+        EXPECT_EQ(entry.path().native().find(".tmp"), std::string::npos) << entry.path();
+    }
+}
+
+TEST(ResultStoreTest, FullDiskIsOneError) {
+    if (!std::filesystem::exists("/dev/full")) {
+        GTEST_SKIP() << "no /dev/full";
+    }
+    const std::string path = fresh_path("full.json");
+    const std::string temporary = path + "." + std::to_string(::getpid()) + ".tmp";
+    std::filesystem::remove(temporary);
+    std::filesystem::create_symlink("/dev/full", temporary);
+    EXPECT_THROW(write_whole_file(path, std::string(1 << 20, 'x')), Error);
+    EXPECT_FALSE(std::filesystem::exists(path));
+}
+
+Json kld_document() {
+    const Json settings = {{"n_ctx", 512}, {"text", "a.txt"}};
+    const auto result = [](double rate, double kld) {
+        return Json{{"rate", rate},       {"total_4k", rate}, {"total_32k", rate},         {"kld", kld},
+                    {"kld_error", 0.001}, {"same_top", 0.9},  {"pairs_through_codes", 1.0}};
+    };
+    return {{"setting", kSetting},
+            {"results",
+             {{{"suite", "kld"}, {"cache", "q8_0"}, {"settings", settings}, {"result", result(0.531, 0.004)}},
+              {{"suite", "kld"},
+               {"cache", "kvcodec:20% <x>"},
+               {"settings", {{"n_ctx", 512}, {"text", "a.txt"}, {"options", "mode=live"}, {"artifact", ""}}},
+               {"result", result(0.195, 0.08)}}}}};
+}
+
+TEST(ReportTest, OneTableForCachesOfOneSetting) {
+    const std::string text = markdown_report(kld_document());
+    EXPECT_NE(text.find("**kld: n_ctx 512, text a.txt**"), std::string::npos) << text;
+    EXPECT_NE(text.find("| q8_0 | strict | 53.1 %"), std::string::npos) << text;
+    EXPECT_NE(text.find("| kvcodec:20% <x> | live | 19.5 %"), std::string::npos) << text;
+    EXPECT_EQ(text.find("**kld", text.find("**kld") + 1), std::string::npos) << "one table";
+}
+
+TEST(ReportTest, RefusedResultsShowNoDivergence) {
+    Json document = kld_document();
+    document["results"][1]["result"]["refused"] = true;
+    document["results"][1]["result"]["pairs_through_codes"] = 0.3;
+    const std::string text = markdown_report(document);
+    EXPECT_NE(text.find("refused"), std::string::npos);
+    EXPECT_EQ(text.find("0.0800"), std::string::npos) << text;
+    EXPECT_EQ(kld_curve(document).find("kvcodec"), std::string::npos);
+}
+
+TEST(ReportTest, PageIsEscapedAndSelfContained) {
+    const std::string page = html_report(kld_document());
+    EXPECT_NE(page.find("kvcodec:20% &lt;x&gt;"), std::string::npos);
+    EXPECT_EQ(page.find("<x>"), std::string::npos);
+    EXPECT_NE(page.find("<svg"), std::string::npos);
+    EXPECT_EQ(page.find("src="), std::string::npos);
+    EXPECT_EQ(page.find("href="), std::string::npos);
+    const std::string curve = kld_curve(kld_document());
+    EXPECT_NE(curve.find("q8_0"), std::string::npos);
+}
+
+TEST(ReportTest, NothingMeasuredIsAnEmptyReport) {
+    const Json empty = {{"setting", kSetting}, {"results", Json::array()}};
+    EXPECT_EQ(kld_curve(empty), "");
+    EXPECT_EQ(markdown_report(empty).find('|'), std::string::npos);
+}
+
+}  // namespace
+}  // namespace kvcodec

@@ -1,0 +1,189 @@
+// The suite `speed`: inter-token latency against depth, prompt throughput, latency by component, several sequences.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+
+#include "tools/eval/evaluation.h"
+#include "tools/eval/statistics.h"
+#include "tools/progress.h"
+
+namespace kvcodec {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double milliseconds_since(Clock::time_point start) {
+    return std::chrono::duration<double, std::milli>(Clock::now() - start).count();
+}
+
+constexpr size_t kUbatch = 512;
+constexpr size_t kTokensPerDepth = 48;
+
+// What is computed does not depend on what the tokens are; plain words of the vocabulary do.
+llama_token filler(size_t i, size_t n_vocab) {
+    return static_cast<llama_token>(n_vocab / 8 + i * 7919 % (n_vocab / 2));
+}
+
+/// Reads tokens up to `end`; returns the milliseconds.
+double fill(const EvalContext& context, TokenBatch& batch, size_t begin, size_t end, size_t sequence, size_t n_vocab) {
+    const auto start = Clock::now();
+    for (size_t at = begin; at < end; at += kUbatch) {
+        check_interrupted();
+        batch.clear();
+        for (size_t i = at; i < std::min(at + kUbatch, end); ++i) {
+            batch.add(filler(i, n_vocab), static_cast<llama_pos>(i), sequence, false);
+        }
+        context.decode(batch);
+        llama_synchronize(context.get());
+    }
+    return milliseconds_since(start);
+}
+
+/// Latencies of single steps of n_seq sequences from `position` on.
+std::vector<float> steps(const EvalContext& context, TokenBatch& batch, size_t position, size_t n_seq, size_t n_steps,
+                         size_t n_vocab) {
+    std::vector<float> latencies;
+    for (size_t i = 0; i < n_steps; ++i) {
+        check_interrupted();
+        batch.clear();
+        for (size_t s = 0; s < n_seq; ++s) {
+            batch.add(filler(position + i, n_vocab), static_cast<llama_pos>(position + i), s, true);
+        }
+        const auto start = Clock::now();
+        context.decode(batch);
+        llama_synchronize(context.get());
+        latencies.push_back(static_cast<float>(milliseconds_since(start)));
+    }
+    return latencies;
+}
+
+Json measure(const Evaluation& evaluation, const CacheSpec& cache, Progress& progress, size_t& done, size_t total) {
+    const EvalOptions& options = evaluation.options;
+    const size_t n_vocab = evaluation.host.n_vocab();
+    const size_t deepest = *std::ranges::max_element(options.depths);
+    const ContextShape shape{(deepest + kTokensPerDepth + 255) / 256 * 256, kUbatch, 1};
+    const auto context = evaluation.host.make_context(cache, shape);
+    TokenBatch batch(kUbatch);
+    steps(*context, batch, 0, 1, kTokensPerDepth, n_vocab);  // threads and clock warm up
+    context->clear();
+    Json result;
+    std::vector<double> depths;
+    std::vector<double> medians;
+    double prompt_ms = 0;
+    for (size_t at = 0; const size_t depth : options.depths) {
+        prompt_ms += fill(*context, batch, at, depth, 0, n_vocab);
+        at = depth + kTokensPerDepth;
+        const std::vector<float> latencies = steps(*context, batch, depth, 1, kTokensPerDepth, n_vocab);
+        depths.push_back(static_cast<double>(depth + kTokensPerDepth / 2));
+        medians.push_back(quantile(latencies, 0.5));
+        result["depths"].push_back({{"depth", depth},
+                                    {"median_ms", medians.back()},
+                                    {"p99_ms", quantile(latencies, 0.99)},
+                                    {"prompt_ms_so_far", prompt_ms}});
+        progress.update(++done, total, fmt::format("{} at depth {}", cache.name, depth));
+    }
+    result.update(context->accounting());
+    if (depths.size() > 1) {
+        const Line line = fit_line(depths, medians);
+        result["intercept_ms"] = line.intercept;
+        result["slope_us_per_token"] = line.slope * 1e3;
+    }
+    return result;
+}
+
+/// Tokens a second of 1 to 16 sequences, each at a depth of 1024.
+Json measure_sequences(const Evaluation& evaluation, const CacheSpec& cache) {
+    constexpr size_t kDepth = 1024;
+    constexpr size_t kSteps = 16;
+    const size_t n_vocab = evaluation.host.n_vocab();
+    Json result = Json::array();
+    for (const size_t n_seq : {1, 2, 4, 8, 16}) {
+        const auto context = evaluation.host.make_context(cache, {kDepth + 256, kUbatch, n_seq});
+        TokenBatch batch(kUbatch);
+        for (size_t s = 0; s < n_seq; ++s) {
+            fill(*context, batch, 0, kDepth, s, n_vocab);
+        }
+        steps(*context, batch, kDepth, n_seq, 4, n_vocab);
+        const double median = quantile(steps(*context, batch, kDepth + 4, n_seq, kSteps, n_vocab), 0.5);
+        result.push_back({{"sequences", n_seq}, {"tokens_per_second", static_cast<double>(n_seq) * 1e3 / median}});
+    }
+    return result;
+}
+
+/// Where the time of an attention call goes, at the deepest depth. Clocks are read between all parts, so this is a run
+/// of its own.
+Json measure_components(const Evaluation& evaluation, const CacheSpec& cache) {
+    CacheSpec spec = cache;
+    spec.options += ",measure=time";
+    const EvalOptions& options = evaluation.options;
+    const size_t n_vocab = evaluation.host.n_vocab();
+    const size_t depth = *std::ranges::max_element(options.depths);
+    const auto context = evaluation.host.make_context(spec, {(depth + kTokensPerDepth + 255) / 256 * 256, kUbatch, 1});
+    TokenBatch batch(kUbatch);
+    fill(*context, batch, 0, depth, 0, n_vocab);
+    const Json before = context->report();
+    steps(*context, batch, depth, 1, kTokensPerDepth, n_vocab);
+    const Json after = context->report();
+    Json result = {{"depth", depth}};
+    for (const auto& [part, value] : after["times_us"].items()) {
+        result[part] =
+            (value.get<double>() - before["times_us"][part].get<double>()) / 1e3 / static_cast<double>(kTokensPerDepth);
+    }
+    return result;
+}
+
+}  // namespace
+
+void run_speed(Evaluation& evaluation) {
+    const EvalOptions& options = evaluation.options;
+    const Json settings = {{"depths", options.depths}, {"threads", options.n_threads}};
+    const auto pending = evaluation.pending("speed", settings);
+    std::vector<CacheSpec> caches;
+    // Latencies of different runs cannot be compared, so f16 is measured beside whatever is measured.
+    if (!pending.empty()) {
+        caches.push_back(reference_cache());
+    }
+    for (const auto& group : pending) {
+        caches.insert(caches.end(), group.begin(), group.end());
+    }
+    if (caches.empty()) {
+        return;
+    }
+    Progress progress(fmt::format("speed of {} caches", caches.size()));
+    size_t done = 0;
+    double f16_slope = 0;
+    double f16_intercept = 0;
+    double f16_prompt_ms = 0;
+    for (const CacheSpec& cache : caches) {
+        CacheSpec live = cache;
+        if (live.plugin) {  // speed is what users see
+            live.options += ",mode=live";
+        }
+        Json result = measure(evaluation, live, progress, done, caches.size() * options.depths.size());
+        const double prompt_ms = result["depths"].back()["prompt_ms_so_far"].get<double>();
+        result["sequences"] = measure_sequences(evaluation, live);
+        if (live.plugin) {
+            result["components_ms"] = measure_components(evaluation, live);
+        }
+        if (cache.is_reference()) {
+            f16_slope = result.value("slope_us_per_token", 0.0);
+            f16_intercept = result.value("intercept_ms", 0.0);
+            f16_prompt_ms = prompt_ms;
+        }
+        if (f16_slope > 0 && f16_prompt_ms > 0) {
+            const double slope = result.value("slope_us_per_token", 0.0);
+            const double gain = (f16_slope - slope) / 1e3;
+            result["slope_ratio"] = slope / f16_slope;
+            result["prompt_ratio"] = prompt_ms / f16_prompt_ms;
+            if (gain > 0) {
+                result["break_even_depth"] = std::max(0.0, (result.value("intercept_ms", 0.0) - f16_intercept) / gain);
+            }
+        }
+        evaluation.results.put("speed", cache.name, settings_of(cache, settings), std::move(result));
+    }
+    progress.finish(fmt::format("{} caches", caches.size()));
+}
+
+}  // namespace kvcodec

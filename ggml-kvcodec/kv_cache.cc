@@ -112,9 +112,7 @@ void KvCache::add_root(ggml_tensor* tensor, int32_t index, bool is_key) {
         age_.assign(n_cells_, 0);
         is_young_.assign(n_cells_, 0);
     }
-    memory_.protect(
-        static_cast<size_t>(static_cast<std::byte*>(tensor->data) - memory_.data()),
-        (ggml_nbytes(tensor) + Reservation::kPageBytes - 1) / Reservation::kPageBytes * Reservation::kPageBytes);
+    memory_.protect(static_cast<size_t>(static_cast<std::byte*>(tensor->data) - memory_.data()), ggml_nbytes(tensor));
 }
 
 Layer* KvCache::layer_of(const ggml_tensor* tensor) {
@@ -166,9 +164,8 @@ void KvCache::pass_through(Layer& layer, const std::string& reason) {
         if (root == nullptr) {
             continue;
         }
-        const size_t bytes =
-            (ggml_nbytes(root) + Reservation::kPageBytes - 1) / Reservation::kPageBytes * Reservation::kPageBytes;
-        memory_.unprotect(static_cast<size_t>(static_cast<std::byte*>(root->data) - memory_.data()), bytes);
+        memory_.unprotect(static_cast<size_t>(static_cast<std::byte*>(root->data) - memory_.data()), ggml_nbytes(root));
+        std::memset(root->data, 0, ggml_nbytes(root));  // pages in order, as the host has them: it reads them faster
         if (layer.store == nullptr) {
             continue;
         }

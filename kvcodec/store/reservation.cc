@@ -13,6 +13,16 @@
 
 namespace kvcodec {
 
+namespace {
+
+/// Begin and end of the whole pages inside [offset, offset + bytes) of `size` bytes.
+std::pair<size_t, size_t> whole_pages(size_t offset, size_t bytes, size_t size) {
+    constexpr size_t kPage = Reservation::kPageBytes;
+    return {(offset + kPage - 1) / kPage * kPage, std::min((offset + bytes) / kPage * kPage, size)};
+}
+
+}  // namespace
+
 Reservation::Reservation(size_t bytes) : bytes_((bytes + kPageBytes - 1) / kPageBytes * kPageBytes) {
     if (bytes_ == 0) {
         return;
@@ -43,20 +53,24 @@ Reservation& Reservation::operator=(Reservation&& other) noexcept {
 }
 
 void Reservation::release(size_t offset, size_t bytes) {
-    const size_t begin = (offset + kPageBytes - 1) / kPageBytes * kPageBytes;
-    const size_t end = std::min((offset + bytes) / kPageBytes * kPageBytes, bytes_);
-    if (begin < end) {
+    if (const auto [begin, end] = whole_pages(offset, bytes, bytes_); begin < end) {
         madvise(data_ + begin, end - begin, MADV_DONTNEED);
+    }
+}
+
+void Reservation::change_access(size_t offset, size_t bytes, int access) {
+    if (const auto [begin, end] = whole_pages(offset, bytes, bytes_); begin < end) {
+        mprotect(data_ + begin, end - begin, access);
     }
 }
 
 void Reservation::protect(size_t offset, size_t bytes) {
     release(offset, bytes);
-    mprotect(data_ + offset, bytes, PROT_NONE);
+    change_access(offset, bytes, PROT_NONE);
 }
 
 void Reservation::unprotect(size_t offset, size_t bytes) {
-    mprotect(data_ + offset, bytes, PROT_READ | PROT_WRITE);
+    change_access(offset, bytes, PROT_READ | PROT_WRITE);
 }
 
 size_t Reservation::resident_bytes() const {

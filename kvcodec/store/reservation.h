@@ -22,13 +22,17 @@ class Reservation {
     size_t size() const { return bytes_; }
     /// Gives whole pages inside [offset, offset + bytes) back to the system; they read as zero afterwards.
     void release(size_t offset, size_t bytes);
-    /// Makes [offset, offset + bytes), both page-aligned, inaccessible: a stray read faults instead of seeing zeros.
+    /// Gives whole pages inside [offset, offset + bytes) back and makes them inaccessible: a stray read faults instead
+    /// of seeing zeros.
     void protect(size_t offset, size_t bytes);
+    /// Undoes protect() of the same range.
     void unprotect(size_t offset, size_t bytes);
     /// Bytes of pages in memory now.
     size_t resident_bytes() const;
 
   private:
+    void change_access(size_t offset, size_t bytes, int access);
+
     std::byte* data_ = nullptr;
     size_t bytes_ = 0;
 };

@@ -74,8 +74,10 @@ void write_reports(const EvalOptions& options, const Json& document) {
 // Hours of work must not end at a missing file, or at one that cannot be written.
 void check_files(const EvalOptions& options) {
     for (const std::string& path : {options.json, options.html, options.svg}) {
-        const auto folder = std::filesystem::absolute(path).parent_path();
-        if (!path.empty() && !std::filesystem::is_directory(folder)) {
+        if (path.empty()) {
+            continue;
+        }
+        if (const auto folder = std::filesystem::absolute(path).parent_path(); !std::filesystem::is_directory(folder)) {
             throw Error(fmt::format("{} cannot be written: there is no folder {}", path, folder.native()));
         }
     }
@@ -153,6 +155,7 @@ void add_eval_command(CLI::App& app) {
     options->suites = {"kld"};
     options->n_ctx = {2048};
     options->depths = {0, 1024, 2048, 4096};
+    options->sequences = {1, 2, 4, 8, 16};
     CLI::App* command = app.add_subcommand("eval", "Measure fidelity and cost of caches against f16");
     command->add_option("-m,--model", options->model, "Model (GGUF)")->required()->check(CLI::ExistingFile);
     command->add_option("-a,--artifact", options->artifacts, "Artifacts; each is tried with every kvcodec cache")
@@ -199,6 +202,11 @@ void add_eval_command(CLI::App& app) {
         ->allow_extra_args(false);
     command->add_option("--depths", options->depths, "Depths of the speed suite")
         ->check(CLI::Range(0, 1 << 20))
+        ->delimiter(',')
+        ->capture_default_str();
+    command
+        ->add_option("--sequences", options->sequences, "Counts of sequences that the speed suite decodes side by side")
+        ->check(CLI::Range(1, 255))
         ->delimiter(',')
         ->capture_default_str();
     command->add_option("--parallel", options->n_parallel, "Answers generated side by side")

@@ -29,6 +29,7 @@ struct EvalOptions {
     size_t max_tokens = 256;
     std::vector<std::string> prompts;
     std::vector<size_t> depths;
+    std::vector<size_t> sequences;  ///< counts of sequences decoded side by side; may be empty
     size_t n_threads = 1;
     uint64_t seed = 0;
     std::string json;

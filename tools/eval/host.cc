@@ -14,7 +14,8 @@ namespace {
 
 // KVCODEC, which the plug-in reads when it allocates a cache.
 void set_plugin_options(const CacheSpec& spec) {
-    const std::string text = spec.options + (spec.artifact.empty() ? "" : ",artifact=" + spec.artifact);
+    const std::string text =
+        spec.plugin ? spec.options + (spec.artifact.empty() ? "" : ",artifact=" + spec.artifact) : "codec=none";
     if (::setenv("KVCODEC", text.c_str(), 1) != 0) {
         throw Error("the environment variable KVCODEC cannot be set");
     }

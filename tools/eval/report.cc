@@ -206,10 +206,10 @@ Table speed_table(const Section& section) {
                   "slope / f16",
                   "break-even depth",
                   "prompt time / f16",
-                  "99 % / median, deepest",
-                  "1 sequence, tokens/s",
-                  "4",
-                  "16"};
+                  "99 % / median, deepest"};
+    for (const Json& n : section.settings["sequences"]) {
+        table.head.push_back(fmt::format("tokens/s, {} at once", n.dump()));
+    }
     Chart chart{"depth, tokens", "inter-token latency, ms", false, {}};
     for (const Json& entry : section.entries) {
         const Json& r = entry["result"];
@@ -229,9 +229,7 @@ Table speed_table(const Section& section) {
             fmt::format("{:.2f}", number(r, "prompt_ratio")),
             fmt::format("{:.2f}", number(deepest, "p99_ms") / std::max(number(deepest, "median_ms"), 1e-9))};
         for (const Json& point : r["sequences"]) {
-            if (const int n = point["sequences"].get<int>(); n == 1 || n == 4 || n == 16) {
-                row.push_back(fmt::format("{:.1f}", number(point, "tokens_per_second")));
-            }
+            row.push_back(fmt::format("{:.1f}", number(point, "tokens_per_second")));
         }
         table.rows.push_back(std::move(row));
     }

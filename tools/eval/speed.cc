@@ -93,13 +93,13 @@ Json measure(const Evaluation& evaluation, const CacheSpec& cache, Progress& pro
     return result;
 }
 
-/// Tokens a second of 1 to 16 sequences, each at a depth of 1024.
+/// Tokens a second of several sequences, each at a depth of 1024.
 Json measure_sequences(const Evaluation& evaluation, const CacheSpec& cache) {
     constexpr size_t kDepth = 1024;
     constexpr size_t kSteps = 16;
     const size_t n_vocab = evaluation.host.n_vocab();
     Json result = Json::array();
-    for (const size_t n_seq : {1, 2, 4, 8, 16}) {
+    for (const size_t n_seq : evaluation.options.sequences) {
         const auto context = evaluation.host.make_context(cache, {kDepth + 256, kUbatch, n_seq});
         TokenBatch batch(kUbatch);
         for (size_t s = 0; s < n_seq; ++s) {
@@ -113,7 +113,7 @@ Json measure_sequences(const Evaluation& evaluation, const CacheSpec& cache) {
 }
 
 /// Where the time of an attention call goes, at the deepest depth. Clocks are read between all parts, so this is a run
-/// of its own.
+/// of its own. Null if nothing is compressed.
 Json measure_components(const Evaluation& evaluation, const CacheSpec& cache) {
     CacheSpec spec = cache;
     spec.options += ",measure=time";
@@ -124,6 +124,9 @@ Json measure_components(const Evaluation& evaluation, const CacheSpec& cache) {
     TokenBatch batch(kUbatch);
     fill(*context, batch, 0, depth, 0, n_vocab);
     const Json before = context->report();
+    if (before.is_null()) {
+        return nullptr;
+    }
     steps(*context, batch, depth, 1, kTokensPerDepth, n_vocab);
     const Json after = context->report();
     Json result = {{"depth", depth}};
@@ -138,7 +141,8 @@ Json measure_components(const Evaluation& evaluation, const CacheSpec& cache) {
 
 void run_speed(Evaluation& evaluation) {
     const EvalOptions& options = evaluation.options;
-    const Json settings = {{"depths", options.depths}, {"threads", options.n_threads}};
+    const Json settings = {
+        {"depths", options.depths}, {"sequences", options.sequences}, {"threads", options.n_threads}};
     const auto pending = evaluation.pending("speed", settings);
     std::vector<CacheSpec> caches;
     // Latencies of different runs cannot be compared, so f16 is measured beside whatever is measured.

@@ -96,7 +96,7 @@ void decode(benchmark::State& state) {
     const CodedBlock block(*codec, shape.group);
     std::vector<float> x(kBlock * shape.dim);
     for (auto _ : state) {
-        codec->decode(block.codes.data(), kBlock, x.data());
+        codec->decode(block.codes.data(), 0, kBlock, x.data());
         benchmark::DoNotOptimize(x.data());
         benchmark::ClobberMemory();
     }

@@ -66,6 +66,62 @@ std::vector<float> alibi_slopes(float max_bias, size_t n_head) {
     return slopes;
 }
 
+// Which cells the queries of one FLASH_ATTN_EXT see.
+class Sight {
+  public:
+    Sight(const ggml_tensor* node, size_t cells_per_stream)
+        : mask_(node->src[3]),
+          n_tokens_(static_cast<size_t>(node->src[0]->ne[1])),
+          n_streams_(static_cast<size_t>(node->src[1]->ne[3])),
+          n_kv_(static_cast<size_t>(node->src[1]->ne[1])),
+          first_cell_(offset_in_root(node->src[1]) / row_bytes(root_of(node->src[1]))),
+          cells_per_stream_(cells_per_stream) {}
+
+    // (query, key) pairs in all.
+    uint64_t pairs() const {
+        uint64_t visible = 0;
+        for (size_t stream = 0; stream < n_streams_; ++stream) {
+            for (size_t token = 0; token < n_tokens_; ++token) {
+                visible += mask_ == nullptr ? n_kv_ : count_visible(row(stream, token), n_kv_);
+            }
+        }
+        return visible;
+    }
+
+    // Queries that see one cell.
+    uint32_t of(size_t cell) const {
+        if (cell < first_cell_ || cell >= first_cell_ + n_streams_ * cells_per_stream_) {
+            return 0;
+        }
+        const size_t stream = (cell - first_cell_) / cells_per_stream_;
+        const size_t index = (cell - first_cell_) % cells_per_stream_;
+        if (index >= n_kv_) {
+            return 0;
+        }
+        if (mask_ == nullptr) {
+            return static_cast<uint32_t>(n_tokens_);
+        }
+        uint32_t seen = 0;
+        for (size_t token = 0; token < n_tokens_; ++token) {
+            seen += half_to_float(row(stream, token)[index]) != -INFINITY ? 1 : 0;
+        }
+        return seen;
+    }
+
+  private:
+    const uint16_t* row(size_t stream, size_t token) const {
+        return reinterpret_cast<const uint16_t*>(data_of<char>(mask_) + token * mask_->nb[1] +
+                                                 stream % static_cast<size_t>(mask_->ne[3]) * mask_->nb[3]);
+    }
+
+    const ggml_tensor* mask_;
+    size_t n_tokens_;
+    size_t n_streams_;
+    size_t n_kv_;
+    size_t first_cell_;
+    size_t cells_per_stream_;
+};
+
 }  // namespace
 
 bool KvCache::is_first(const Layer& layer, Side side) const {
@@ -188,6 +244,7 @@ void KvCache::begin_graph_if_new(const Layer& layer) {
         cells_reset_ = false;
         positions_read_ = false;
         aged_ = false;
+        pairs_counted_ = false;
     }
     last_key_layer_ = layer.index;
 }
@@ -284,56 +341,17 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
 }
 
 // Counts, once a graph, the queries that see each young cell; cells of age >= window are handed to every layer.
-void KvCache::grow_older(const Layer& layer, const ggml_tensor* node) {
+void KvCache::grow_older(const ggml_tensor* node) {
     if (aged_) {
         return;
     }
     aged_ = true;
-    const ggml_tensor* mask = node->src[3];
-    const auto n_tokens = static_cast<size_t>(node->src[0]->ne[1]);
-    const auto n_streams = static_cast<size_t>(node->src[1]->ne[3]);
-    const auto n_kv = static_cast<size_t>(node->src[1]->ne[1]);
-    const size_t first_cell = offset_in_root(node->src[1]) / row_bytes(layer.k);
-    const auto row = [&](size_t stream, size_t token) {
-        return reinterpret_cast<const uint16_t*>(data_of<char>(mask) + token * mask->nb[1] +
-                                                 stream % static_cast<size_t>(mask->ne[3]) * mask->nb[3]);
-    };
-    uint64_t visible = 0;
-    for (size_t stream = 0; stream < n_streams; ++stream) {
-        for (size_t token = 0; token < n_tokens; ++token) {
-            visible += mask == nullptr ? n_kv : count_visible(row(stream, token), n_kv);
-        }
-    }
-    counters_.pairs += visible;
-    uint64_t dense = layer.ripe.size() * n_tokens;  // ripe but not yet coded
-    const auto sightings = [&](uint32_t cell) {
-        if (cell < first_cell || cell >= first_cell + n_streams * cells_per_stream_) {
-            return uint32_t{0};
-        }
-        const size_t stream = (cell - first_cell) / cells_per_stream_;
-        const size_t index = (cell - first_cell) % cells_per_stream_;
-        if (index >= n_kv) {
-            return uint32_t{0};
-        }
-        if (mask == nullptr) {
-            return static_cast<uint32_t>(n_tokens);
-        }
-        uint32_t seen = 0;
-        for (size_t token = 0; token < n_tokens; ++token) {
-            seen += half_to_float(row(stream, token)[index]) != -INFINITY ? 1 : 0;
-        }
-        return seen;
-    };
+    const Sight sight(node, cells_per_stream_);
     std::vector<uint32_t> ripe;
     size_t kept = 0;
     for (const uint32_t cell : young_) {
-        const uint32_t seen = sightings(cell);
-        age_[cell] += seen;
-        const bool can_be_coded = !is_sink(cell);
-        if (window_ > 0 || !can_be_coded) {
-            dense += seen;
-        }
-        if (age_[cell] >= std::max(window_, 1U) && can_be_coded) {
+        age_[cell] += sight.of(cell);
+        if (age_[cell] >= std::max(window_, 1U) && !is_sink(cell)) {
             is_young_[cell] = 0;
             ripe.push_back(cell);
         } else {
@@ -341,12 +359,27 @@ void KvCache::grow_older(const Layer& layer, const ggml_tensor* node) {
         }
     }
     young_.resize(kept);
-    counters_.pairs_coded += visible - std::min(visible, dense);
     for (auto& [index, other] : layers_) {
         if (other.state != Layer::State::kPassThrough) {
             other.ripe.insert(other.ripe.end(), ripe.begin(), ripe.end());
         }
     }
+}
+
+// Counts, once a graph, the pairs that attention is about to read, and those of them that it reads through codes.
+void KvCache::count_pairs(const Layer& layer, const ggml_tensor* node) {
+    if (pairs_counted_) {
+        return;
+    }
+    pairs_counted_ = true;
+    const Sight sight(node, cells_per_stream_);
+    const uint64_t pairs = sight.pairs();
+    uint64_t dense = 0;
+    for (size_t cell = 0; cell < n_cells_; ++cell) {
+        dense += layer.store->is_dense(cell) ? sight.of(cell) : 0;
+    }
+    counters_.pairs += pairs;
+    counters_.pairs_coded += pairs - std::min(pairs, dense);
 }
 
 // Compares the first codes with what the artifact promises: one of another model is caught before it harms.
@@ -372,8 +405,8 @@ bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
     std::string problem;
     const auto check = [&](Side side, const char* name, double expected) {
         Distortion sum;
-        for (const uint32_t cell : sample) {
-            sum += layer.store->distortion(side, cell, positions_.data());
+        for (const Distortion& distortion : layer.store->distortion(side, sample, positions_.data())) {
+            sum += distortion;
         }
         const double error = std::sqrt(sum.miss / std::max(sum.residual, 1e-20));
         if (expected > 0 && error > kTolerance * expected) {
@@ -392,14 +425,16 @@ bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
 }
 
 void KvCache::measure(Layer& layer, std::span<const uint32_t> cells) {
-    for (const uint32_t cell : cells) {
+    const std::vector<Distortion> k = layer.store->distortion(Side::kK, cells, positions_.data());
+    const std::vector<Distortion> v = layer.store->distortion(Side::kV, cells, positions_.data());
+    for (size_t i = 0; i < cells.size(); ++i) {
         size_t range = 0;
         while (range + 1 < std::size(kDistortionRanges) &&
-               positions_[cell] >= static_cast<int64_t>(kDistortionRanges[range + 1])) {
+               positions_[cells[i]] >= static_cast<int64_t>(kDistortionRanges[range + 1])) {
             ++range;
         }
-        layer.distortion_k[range] += layer.store->distortion(Side::kK, cell, positions_.data());
-        layer.distortion_v[range] += layer.store->distortion(Side::kV, cell, positions_.data());
+        layer.distortion_k[range] += k[i];
+        layer.distortion_v[range] += v[i];
     }
 }
 
@@ -428,7 +463,9 @@ void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
         warned_of_positions_ = true;
         log_warning("a state that another process saved was restored without positions; its tokens stay uncompressed");
     }
-    const size_t n = all || layer.ripe.size() > kBacklog ? layer.ripe.size() : std::min(layer.ripe.size(), kMostInStep);
+    // Cells that are coded in groups wait, dense, until their group is complete.
+    const size_t n_ready = layer.store->complete_groups(layer.ripe);
+    const size_t n = all || n_ready > kBacklog ? n_ready : std::min(n_ready, kMostInStep);
     const std::span<const uint32_t> cells(layer.ripe.data(), n);
     if (cells.empty() || !fits_artifact(layer, cells)) {
         return;
@@ -474,7 +511,7 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
         pass_through(layer, "its attention takes a form that kvcodec does not know");
         return false;
     }
-    grow_older(layer, node);
+    grow_older(node);
     const bool strict = options_.mode == Options::Mode::kStrict;
     if (strict) {
         encode_ripe(layer, true, team);
@@ -482,6 +519,7 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
     if (layer.state == Layer::State::kPassThrough) {
         return false;
     }
+    count_pairs(layer, node);
 
     const int64_t start = ggml_time_us();
     const std::vector<float> slopes = alibi_slopes(op_float(node, 1), static_cast<size_t>(q->ne[2]));
@@ -620,7 +658,12 @@ bool KvCache::copy(const ggml_tensor* from, ggml_tensor* to) {
     }
     const size_t source = offset_in_root(from) / bytes;
     const size_t target = offset_in_root(to) / bytes;
-    for (size_t i = 0; i < ggml_nbytes(to) / bytes; ++i) {
+    const size_t n = ggml_nbytes(to) / bytes;
+    const size_t group = layer->store->has_codecs() ? layer->store->group_cells() : 1;
+    if (source % group != 0 || target % group != 0 || n % group != 0) {
+        return false;  // half a group cannot be decoded
+    }
+    for (size_t i = 0; i < n; ++i) {
         layer->store->copy_cell(source + i, target + i);
         positions_[target + i] = positions_[source + i];
         if (layer->store->is_dense(target + i)) {
@@ -649,6 +692,18 @@ size_t KvCache::fixed_bytes() const {
         bytes += layer.state == Layer::State::kCompressed ? layer.fixed_bytes : 0;
     }
     return bytes;
+}
+
+// Most tokens of one sequence that stay dense: the window, the sinks with the rest of their group, and a group that is
+// not complete yet.
+size_t KvCache::dense_tokens() const {
+    size_t group = 1;
+    for (const auto& [index, layer] : layers_) {
+        if (layer.state == Layer::State::kCompressed) {
+            group = std::max(group, layer.store->group_cells());
+        }
+    }
+    return window_ + (sinks_ + group - 1) / group * group + group - 1;
 }
 
 void KvCache::report_load() {
@@ -683,8 +738,7 @@ void KvCache::report_load() {
     if (dense_bytes == 0) {
         return;
     }
-    const size_t total =
-        code_bytes * n_cells_ + dense_row_bytes * std::min<size_t>(n_cells_, window_ + sinks_) + fixed_bytes();
+    const size_t total = code_bytes * n_cells_ + dense_row_bytes * std::min(n_cells_, dense_tokens()) + fixed_bytes();
     log_summary(
         "{} of {} layers compressed ({}); rate {:.1f} % of f16; at {} tokens {:.1f} MiB in all, {:.1f} % of f16",
         compressed, layers_.size(), codecs.empty() ? "none" : *codecs.begin(),
@@ -763,11 +817,11 @@ std::string KvCache::report_json() const {
     }
     return fmt::format(
         R"({{"id":{},"cells":{},"codecs":[{}],"code_bytes":{},"f16_bytes":{},"fixed_bytes":{},"window":{},"sinks":{},)"
-        R"("resident_bytes":{},"coded_cells":{},"dense_cells":{},"pairs":{},"pairs_coded":{},"rows_rebuilt":{},)"
-        R"("encode_us":{},"attention_us":{},"times_us":{{{}}},"distortion":[{}]}})",
-        id_, n_cells_, codecs, code_bytes, f16_bytes, fixed_bytes(), window_, sinks_, sum.resident_bytes,
-        sum.coded_cells, sum.dense_cells, counters_.pairs, counters_.pairs_coded, sum.rows_rebuilt, counters_.encode_us,
-        counters_.attention_us, times, distortion);
+        R"("dense_tokens":{},"resident_bytes":{},"coded_cells":{},"dense_cells":{},"pairs":{},"pairs_coded":{},)"
+        R"("rows_rebuilt":{},"encode_us":{},"attention_us":{},"times_us":{{{}}},"distortion":[{}]}})",
+        id_, n_cells_, codecs, code_bytes, f16_bytes, fixed_bytes(), window_, sinks_, dense_tokens(),
+        sum.resident_bytes, sum.coded_cells, sum.dense_cells, counters_.pairs, counters_.pairs_coded, sum.rows_rebuilt,
+        counters_.encode_us, counters_.attention_us, times, distortion);
 }
 
 }  // namespace kvcodec::host

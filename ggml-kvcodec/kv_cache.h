@@ -99,11 +99,13 @@ class KvCache {
     std::string choose_codecs(Layer& layer, const ggml_tensor* node);
     bool fits_artifact(Layer& layer, std::span<const uint32_t> cells);
     void measure(Layer& layer, std::span<const uint32_t> cells);
-    void grow_older(const Layer& layer, const ggml_tensor* node);
+    void grow_older(const ggml_tensor* node);
+    void count_pairs(const Layer& layer, const ggml_tensor* node);
     void encode_ripe(Layer& layer, bool all, Team& team);
     bool is_first(const Layer& layer, Side side) const;
     bool is_sink(size_t cell) const { return positions_[cell] >= 0 && positions_[cell] < static_cast<int32_t>(sinks_); }
     size_t fixed_bytes() const;
+    size_t dense_tokens() const;
     struct Totals {
         size_t resident_bytes = 0;
         size_t f16_bytes = 0;  // of the cells in use
@@ -143,6 +145,7 @@ class KvCache {
     bool cells_reset_ = false;
     bool positions_read_ = false;
     bool aged_ = false;
+    bool pairs_counted_ = false;
     int32_t shifted_layer_ = INT32_MAX;
     CacheCounters counters_;
     std::set<std::string> warned_;  // reasons that have been given for some layer

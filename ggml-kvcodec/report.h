@@ -15,6 +15,7 @@ namespace kvcodec::host {
 ///     code_bytes, f16_bytes   of one token, all layers
 ///     fixed_bytes             dictionaries, means, tables
 ///     window, sinks           tokens kept dense
+///     dense_tokens            most tokens of one sequence that stay dense: window, sinks and incomplete groups
 ///     resident_bytes          everything, now
 ///     coded_cells, dense_cells  of the layer that has most
 ///     pairs, pairs_coded      (query, key) pairs attended to, and those whose key was read through its code

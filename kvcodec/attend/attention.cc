@@ -231,14 +231,15 @@ void add_weights(const float* p, size_t m, size_t lanes, float* total) {
 bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call) const {
     const LayerGeometry& g = store.geometry();
     const size_t lanes = pad_lanes(call.n_head / g.n_head_kv * call.n_tokens);
-    if (lanes > kMaxCodeLanes || call.n_cells == 0 || (store.coded_cells() == 0 && crossover_ < 0)) {
+    const Codec& k = *store.codecs().k;
+    const Codec& v = *store.codecs().v;
+    if (k.space() == 0 || v.space() == 0 || lanes > kMaxCodeLanes || call.n_cells == 0 ||
+        (store.coded_cells() == 0 && crossover_ < 0)) {
         return false;
     }
     if (crossover_ >= 0) {
         return call.n_cells >= static_cast<size_t>(crossover_);
     }
-    const Codec& k = *store.codecs().k;
-    const Codec& v = *store.codecs().v;
     if (k.nonzeros() == k.space() && v.nonzeros() == v.space()) {
         // Dense codes: tables are as small as the queries, only the extra barriers cost.
         constexpr size_t kFewCells = 512;

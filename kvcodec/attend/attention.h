@@ -45,7 +45,8 @@ struct AttentionTimes {
 ///
 /// Two ways. In code space, for few lanes (token generation): scores come from tables, values are accumulated per code,
 /// nothing is rebuilt. By blocks, for many lanes (prompts) and short caches: each block of cells is decoded once per
-/// tile of lanes and multiplied densely, which costs less there than tables of many lanes.
+/// tile of lanes and multiplied densely, which costs less there than tables of many lanes. Codecs without a code space
+/// are always attended to by blocks.
 class Attention {
   public:
     /// Lanes (query heads of one KV head x query tokens) up to which code space is considered.

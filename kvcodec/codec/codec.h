@@ -22,6 +22,8 @@ namespace kvcodec {
 ///     finish     expands acc to head_dim once, at the end.
 /// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. Codes of row r lie at
 /// codes + r * code_bytes(), and kCodeSlackBytes readable bytes must follow the last code.
+///
+/// A codec may have no code space: space() is 0, these four must not be called, and attention decodes block by block.
 class Codec {
   public:
     static constexpr size_t kLaneMultiple = 4;
@@ -37,15 +39,19 @@ class Codec {
     virtual size_t code_bytes() const = 0;
     /// Resident bytes that do not grow with tokens: atoms, tables.
     virtual size_t fixed_bytes() const = 0;
-    /// Size M of code space.
+    /// Rows that only make sense together, consecutive and aligned: a divisor of LayerStore::kBlock.
+    virtual size_t group_rows() const { return 1; }
+    /// Size M of code space; 0: there is none.
     virtual size_t space() const = 0;
     /// Elements of code space that one coded row touches.
     virtual size_t nonzeros() const = 0;
 
-    /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes().
+    /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes(). Whole groups in order: n is a
+    /// multiple of group_rows().
     virtual void encode(const float* x, size_t n, std::byte* codes) const = 0;
-    /// x: [n, dim] row-major.
-    virtual void decode(const std::byte* codes, size_t n, float* x) const = 0;
+    /// Rows [first, first + n) as x [n, dim] row-major. Row 0 of `codes` begins a group; the codes of every group that
+    /// is touched must be there in full.
+    virtual void decode(const std::byte* codes, size_t first, size_t n, float* x) const = 0;
 
     /// Rows [begin, end) of table [M, lanes] from q [lanes, dim]; slices may be filled by different threads.
     virtual void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const = 0;

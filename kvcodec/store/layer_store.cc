@@ -188,29 +188,56 @@ void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> c
     }
 }
 
-Distortion LayerStore::distortion(Side side, uint32_t cell, const int32_t* positions) const {
+std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32_t> cells,
+                                               const int32_t* positions) const {
     const size_t dim = codec(side).dim();
-    std::vector<std::byte> code(codec(side).code_bytes() + Codec::kCodeSlackBytes);
-    std::vector<float> decoded(dim);
-    Distortion sum;
+    std::vector<std::byte> codes(cells.size() * codec(side).code_bytes() + Codec::kCodeSlackBytes);
+    std::vector<float> decoded(cells.size() * dim);
+    std::vector<Distortion> sums(cells.size());
     for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
-        const uint16_t* row = dense_row(side, cell) + head * dim;
-        const std::vector<float> x = residuals(side, head, {&cell, 1}, positions);
-        codec(side).encode(x.data(), 1, code.data());
-        codec(side).decode(code.data(), 1, decoded.data());
-        for (size_t i = 0; i < dim; ++i) {
-            const auto square = [](double value) { return value * value; };
-            sum += {square(x[i] - decoded[i]), square(x[i]), square(half_to_float(row[i]))};
+        const std::vector<float> x = residuals(side, head, cells, positions);
+        codec(side).encode(x.data(), cells.size(), codes.data());
+        codec(side).decode(codes.data(), 0, cells.size(), decoded.data());
+        for (size_t cell = 0; cell < cells.size(); ++cell) {
+            const uint16_t* row = dense_row(side, cells[cell]) + head * dim;
+            for (size_t i = 0; i < dim; ++i) {
+                const auto square = [](double value) { return value * value; };
+                const size_t at = cell * dim + i;
+                sums[cell] += {square(x[at] - decoded[at]), square(x[at]), square(half_to_float(row[i]))};
+            }
         }
     }
-    return sum;
+    return sums;
+}
+
+size_t LayerStore::group_cells() const {
+    return std::max(codecs_.k->group_rows(), codecs_.v->group_rows());
+}
+
+size_t LayerStore::complete_groups(std::span<uint32_t> cells) const {
+    const size_t group = group_cells();
+    size_t n_complete = 0;
+    for (size_t i = 0, run = 1; i < cells.size(); i += run) {
+        for (run = 1; i + run < cells.size() && cells[i + run] / group == cells[i] / group;) {
+            ++run;
+        }
+        if (run == group) {
+            const auto first = cells.begin() + static_cast<std::ptrdiff_t>(i);
+            std::rotate(cells.begin() + static_cast<std::ptrdiff_t>(n_complete), first,
+                        first + static_cast<std::ptrdiff_t>(run));
+            n_complete += run;
+        }
+    }
+    return n_complete;
 }
 
 void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team) {
     // One task codes up to kBatch cells of one head and side.
     constexpr size_t kBatch = 256;
     const size_t n_heads = geometry_.n_head_kv;
-    const size_t batch = std::clamp<size_t>((cells.size() + team.size() - 1) / team.size(), 1, kBatch);
+    const size_t group = group_cells();
+    const size_t n_groups = cells.size() / group;
+    const size_t batch = group * std::clamp<size_t>((n_groups + team.size() - 1) / team.size(), 1, kBatch / group);
     const size_t n_batches = (cells.size() + batch - 1) / batch;
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
@@ -231,7 +258,7 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
                             float* x) const {
     const size_t dim = codec(side).dim();
     const size_t cell = block * kBlock + first;
-    codec(side).decode(code(side, cell, head), n, x);
+    codec(side).decode(codes(side, block, head), first, n, x);
     rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
     if (side == Side::kK) {
         for (size_t i = 0, run = 1; i < n; i += run) {
@@ -308,16 +335,29 @@ void LayerStore::shift_key(size_t cell, int32_t delta, const Rope& rope) {
     }
 }
 
+// Whether some cell of the group is decoded with the code of this one.
+bool LayerStore::is_in_coded_group(size_t cell) const {
+    if (!has_codecs()) {
+        return false;
+    }
+    const size_t group = group_cells();
+    const auto first = state_.begin() + static_cast<std::ptrdiff_t>(cell / group * group);
+    return std::any_of(first, first + static_cast<std::ptrdiff_t>(group),
+                       [](uint8_t state) { return (state & kCoded) != 0; });
+}
+
 void LayerStore::copy_cell(size_t from, size_t to) {
     if (from == to) {
         return;
     }
     drop(to);
-    if (is_coded(from)) {
+    if (is_in_coded_group(from)) {
         for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
             std::memcpy(code(Side::kK, to, head), code(Side::kK, from, head), codecs_.k->code_bytes());
             std::memcpy(code(Side::kV, to, head), code(Side::kV, from, head), codecs_.v->code_bytes());
         }
+    }
+    if (is_coded(from)) {
         state_[to] = kCoded;
         ++n_coded_;
         if (!shift_.empty()) {

@@ -83,12 +83,20 @@ class LayerStore {
     /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
     void prefetch_codes(Side side, size_t block, size_t head) const;
 
-    /// Codes whole dense cells (is_whole) and frees their rows. positions: by cell; may be null when there is no K
-    /// mean.
+    /// Cells that are coded together: the larger group_rows() of the two codecs. An overwritten cell of a coded group
+    /// turns dense and the others stay as they are: their codes are not touched before all of the group is coded anew.
+    size_t group_cells() const;
+    /// Moves the cells of complete groups to the front, both parts in order, and returns how many they are. cells:
+    /// ascending, none twice.
+    size_t complete_groups(std::span<uint32_t> cells) const;
+
+    /// Codes whole dense cells (is_whole), complete groups in order, and frees their rows. positions: by cell; may be
+    /// null when there is no K mean.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
 
-    /// What coding one side of a whole dense cell would lose, summed over heads; nothing changes.
-    Distortion distortion(Side side, uint32_t cell, const int32_t* positions) const;
+    /// What coding one side of these cells would lose, for each of them summed over heads; nothing changes. The cells
+    /// are as encode() takes them.
+    std::vector<Distortion> distortion(Side side, std::span<const uint32_t> cells, const int32_t* positions) const;
 
     /// x[i, dim] of one head for the listed rows (offsets within the block): dense rows widened, codes decoded. Empty
     /// cells read as zero.
@@ -101,7 +109,8 @@ class LayerStore {
     /// the host's shift applies.
     void shift_key(size_t cell, int32_t delta, const Rope& rope);
 
-    /// Makes cell `to` a copy of cell `from`, in code where it is coded.
+    /// Makes cell `to` a copy of cell `from`, in code where it is coded. Where cells are coded in groups, copy all of a
+    /// group onto an aligned one: half a group cannot be decoded.
     void copy_cell(size_t from, size_t to);
 
     void drop(size_t cell);
@@ -128,6 +137,7 @@ class LayerStore {
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
     std::byte* code(Side side, size_t cell, size_t head) const;
+    bool is_in_coded_group(size_t cell) const;
     void decode_run(Side side, size_t block, size_t head, size_t first, size_t n, const int32_t* positions,
                     float* x) const;
 

@@ -430,7 +430,7 @@ TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
     const size_t dim = kGeometry.dim_k;
     for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
         std::vector<float> residual(rows.size() * dim);
-        k_codec_->decode(store_.codes(Side::kK, 1, head) + 2 * k_codec_->code_bytes(), rows.size(), residual.data());
+        k_codec_->decode(store_.codes(Side::kK, 1, head), 2, rows.size(), residual.data());
         if (head == 0) {
             store_.shift_key(67, 250, rope_);
             store_.shift_key(67, -50, rope_);

@@ -15,7 +15,7 @@ int main() {
     }
     std::vector<std::byte> code(codec.code_bytes() + kvcodec::Codec::kCodeSlackBytes);
     codec.encode(x.data(), 1, code.data());
-    codec.decode(code.data(), 1, decoded.data());
+    codec.decode(code.data(), 0, 1, decoded.data());
     float miss = 0, energy = 0;
     for (size_t i = 0; i < dim; ++i) {
         miss += (x[i] - decoded[i]) * (x[i] - decoded[i]);

@@ -88,7 +88,7 @@ Json EvalContext::accounting() const {
     const auto number = [&](const char* key) { return report[key].get<double>(); };
     const double f16 = number("f16_bytes");
     const auto total = [&](double tokens) {
-        const double dense = std::min(tokens, number("window") + number("sinks"));
+        const double dense = std::min(tokens, number("dense_tokens"));
         return (number("code_bytes") * (tokens - dense) + f16 * dense + number("fixed_bytes")) / (f16 * tokens);
     };
     return {{"rate", number("code_bytes") / f16},

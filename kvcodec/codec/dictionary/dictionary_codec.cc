@@ -306,19 +306,19 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
     }
 }
 
-void DictionaryCodec::decode(const std::byte* codes, size_t n, float* x) const {
+void DictionaryCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
     Unpacked& scratch = unpacked_scratch(packing_.stride());
     uint16_t rows[kChunkRows];
-    for (size_t first = 0; first < n; first += kChunkRows) {
-        const size_t part = std::min(kChunkRows, n - first);
+    for (size_t done = 0; done < n; done += kChunkRows) {
+        const size_t part = std::min(kChunkRows, n - done);
         for (size_t i = 0; i < part; ++i) {
             rows[i] = static_cast<uint16_t>(i);
         }
-        packing_.unpack(codes + first * code_bytes(), {rows, part}, static_cast<uint32_t>(dim_), scratch.offset.data(),
-                        scratch.coefficient.data());
+        packing_.unpack(codes + (first + done) * code_bytes(), {rows, part}, static_cast<uint32_t>(dim_),
+                        scratch.offset.data(), scratch.coefficient.data());
         HWY_DYNAMIC_DISPATCH(decode_rows)
         (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(),
-         part, x + first * dim_);
+         part, x + done * dim_);
     }
 }
 

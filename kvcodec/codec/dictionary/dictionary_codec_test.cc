@@ -128,7 +128,7 @@ TEST_P(DictionaryCodecTest, AgreesWithUnpackedCodes) {
             SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", n " + std::to_string(n));
             hwy::SetSupportedTargetsForTest(target);
             std::vector<float> decoded(n * dim_ + 1, -7.0F);
-            codec_.decode(codes.data(), n, decoded.data());
+            codec_.decode(codes.data(), 0, n, decoded.data());
             ASSERT_EQ(decoded.back(), -7.0F) << "wrote past the last row";
             for (size_t i = 0; i < x.size(); ++i) {
                 ASSERT_NEAR(decoded[i], x[i], 1e-5) << i;
@@ -239,7 +239,7 @@ TEST_P(DictionaryCodecTest, RecoversSparseVectors) {
     const std::vector<double> exact = expand(y);
     const std::vector<float> x(exact.begin(), exact.end());
     std::vector<float> decoded(x.size());
-    codec_.decode(encode(x).data(), kCount, decoded.data());
+    codec_.decode(encode(x).data(), 0, kCount, decoded.data());
     double error = 0.0;
     double energy = 0.0;
     for (size_t i = 0; i < x.size(); ++i) {
@@ -262,7 +262,7 @@ TEST_P(DictionaryCodecTest, ZeroAndNonFiniteVectorsBecomeZero) {
         hwy::SetSupportedTargetsForTest(target);
         const std::vector<std::byte> codes = encode(x);
         std::vector<float> decoded(kCount * dim_);
-        codec_.decode(codes.data(), kCount, decoded.data());
+        codec_.decode(codes.data(), 0, kCount, decoded.data());
         for (size_t i = 0; i < 4 * dim_; ++i) {
             ASSERT_EQ(decoded[i], 0.0F) << i;
         }

@@ -632,8 +632,8 @@ void ScalarCodec::encode(const float* x, size_t n, std::byte* codes) const {
     HWY_DYNAMIC_DISPATCH(encode_rows)(format_, x, n, reinterpret_cast<uint8_t*>(codes));
 }
 
-void ScalarCodec::decode(const std::byte* codes, size_t n, float* x) const {
-    HWY_DYNAMIC_DISPATCH(decode_rows)(format_, bytes(codes), n, x);
+void ScalarCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
+    HWY_DYNAMIC_DISPATCH(decode_rows)(format_, bytes(codes) + first * code_bytes(), n, x);
 }
 
 void ScalarCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {

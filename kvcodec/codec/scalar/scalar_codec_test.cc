@@ -32,7 +32,7 @@ std::vector<std::byte> encode(const Codec& codec, const std::vector<float>& x) {
 
 std::vector<float> decode(const Codec& codec, const std::vector<std::byte>& codes, size_t n) {
     std::vector<float> x(n * codec.dim());
-    codec.decode(codes.data(), n, x.data());
+    codec.decode(codes.data(), 0, n, x.data());
     return x;
 }
 

@@ -10,6 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "kvcodec/codec/baseline/kivi_codec.h"
+#include "kvcodec/codec/baseline/token_codec.h"
+#include "kvcodec/codec/baseline/turboquant_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/half.h"
@@ -53,11 +56,24 @@ std::shared_ptr<const Codec> scalar_codec(size_t dim, std::mt19937& rng) {
     return std::make_shared<ScalarCodec>(dim, kBits[rng() % 4]);
 }
 
+/// Without a code space; keys may be coded in groups.
+std::shared_ptr<const Codec> baseline_codec(Side side, size_t dim, std::mt19937& rng) {
+    const unsigned bits = rng() % 2 == 0 ? 2 : 4;
+    if (rng() % 3 == 0) {
+        return std::make_shared<TurboQuantCodec>(dim, bits);
+    }
+    if (side == Side::kK) {
+        return std::make_shared<KiviKeyCodec>(dim, bits);
+    }
+    return std::make_shared<TokenCodec>(dim, bits);
+}
+
 enum class Masking : uint8_t { kNone, kCausal, kRandom, kHoles };
 
 /// What a case may contain.
 struct Features {
     bool dictionary = false;
+    bool baseline = false;
     bool means = false;
     bool shifted = false;
     bool softcap = false;
@@ -122,7 +138,8 @@ class Case {
         const std::unique_ptr<Team> team = make_parked_team(team_size);
         std::vector<float> out;
         const AttentionCall c = call(out);
-        const bool code_space = crossover == kCodeSpace && shape_.group * shape_.n_tokens <= Attention::kMaxCodeLanes;
+        const bool code_space = crossover == kCodeSpace && !features_.baseline &&
+                                shape_.group * shape_.n_tokens <= Attention::kMaxCodeLanes;
         ASSERT_EQ(attention.in_code_space(store_, c), code_space);
         for (int repetition = 0; repetition < 2; ++repetition) {  // the second run finds used scratch memory
             std::fill(out.begin(), out.end(), kUntouched);
@@ -147,11 +164,23 @@ class Case {
         return {params, shape_.dim_k};
     }
 
+    std::shared_ptr<const Codec> make_codec(Side side, size_t dim) {
+        if (features_.baseline) {
+            return baseline_codec(side, dim, rng_);
+        }
+        return features_.dictionary ? dictionary_codec(dim, rng_) : scalar_codec(dim, rng_);
+    }
+
+    void write(uint32_t cell) {
+        store_.write(Side::kK, cell, random_vector(shape_.n_head_kv * shape_.dim_k, rng_).data());
+        store_.write(Side::kV, cell, random_vector(shape_.n_head_kv * shape_.dim_v, rng_).data());
+    }
+
     void fill_store() {
         LayerCodecs codecs;
         codecs.rope = rope_;
-        codecs.k = features_.dictionary ? dictionary_codec(shape_.dim_k, rng_) : scalar_codec(shape_.dim_k, rng_);
-        codecs.v = features_.dictionary ? dictionary_codec(shape_.dim_v, rng_) : scalar_codec(shape_.dim_v, rng_);
+        codecs.k = make_codec(Side::kK, shape_.dim_k);
+        codecs.v = make_codec(Side::kV, shape_.dim_v);
         if (features_.means) {
             codecs.k_mean = RotatingMean(std::make_shared<RopeTables>(rope_),
                                          random_vector(shape_.n_head_kv * shape_.dim_k, rng_), shape_.n_head_kv);
@@ -162,18 +191,23 @@ class Case {
         for (uint32_t cell = 0; cell < n_cells_; ++cell) {
             positions_[cell] = static_cast<int32_t>(2000 + cell + (cell % 97 == 0 ? rng_() % 500 : 0));
             // Runs of one state, as in real caches, and single cells between them.
-            const unsigned kind = rng_() % 8 == 0 ? rng_() : cell / 40 * 7;
+            const unsigned kind = rng_() % 8 == 0 && !features_.baseline ? rng_() : cell / 40 * 7;
             if (features_.empty && kind % 4 == 3) {
                 continue;
             }
-            store_.write(Side::kK, cell, random_vector(shape_.n_head_kv * shape_.dim_k, rng_).data());
-            store_.write(Side::kV, cell, random_vector(shape_.n_head_kv * shape_.dim_v, rng_).data());
+            write(cell);
             if (!features_.dense || kind % 3 != 1) {
                 coded.push_back(cell);
             }
         }
         SingleThread team;
+        coded.resize(store_.complete_groups(coded));
         store_.encode(coded, positions_.data(), team);
+        for (uint32_t cell = 0; features_.baseline && features_.dense && cell < n_cells_; ++cell) {
+            if (store_.is_coded(cell) && rng_() % 16 == 0) {
+                write(cell);  // dense in a coded group
+            }
+        }
         for (uint32_t cell = 0; features_.shifted && cell < n_cells_; ++cell) {
             if (rng_() % 5 == 0) {
                 const auto delta = static_cast<int32_t>(rng_() % 400) - 200;
@@ -366,6 +400,25 @@ TEST_P(AttentionTest, AgreesWithDouble) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Seeds, AttentionTest, testing::Range(0U, 60U));
+
+TEST(Attention, BaselinesAgreeWithDouble) {
+    constexpr size_t kDims[] = {64, 80, 96, 128, 256};
+    for (unsigned seed = 0; seed < 15; ++seed) {
+        SCOPED_TRACE(seed);
+        Features features;
+        features.baseline = true;
+        features.shifted = seed % 3 == 1;
+        features.empty = seed % 4 == 1;
+        features.dense = seed % 5 != 4;
+        features.masking = static_cast<Masking>(seed % 4);
+        const size_t dim = kDims[seed % 5];
+        const Case test({dim, dim, 1 + seed % 3, 1 + seed % 4, 1 + seed % 7, 100 + 37 * seed}, features, seed);
+        ASSERT_GT(test.store().coded_cells(), 0U);
+        for (const int crossover : {-1, kCodeSpace, kBlocks}) {
+            test.check(crossover, 1 + seed % 3);
+        }
+    }
+}
 
 // Each feature alone, so that a failure names it.
 TEST(Attention, EachFeatureAgreesWithDouble) {

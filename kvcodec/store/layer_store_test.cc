@@ -9,6 +9,8 @@
 #include <random>
 #include <vector>
 
+#include "kvcodec/codec/baseline/kivi_codec.h"
+#include "kvcodec/codec/baseline/token_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/half.h"
 
@@ -449,6 +451,242 @@ TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
             }
         }
     }
+}
+
+TEST_F(LayerStoreTest, DistortionIsWhatEncodeThenLoses) {
+    use_means();
+    std::vector<uint32_t> cells = {3, 60, 64, 65, 255};
+    for (const uint32_t cell : cells) {
+        write(cell);
+    }
+    for (const Side side : {Side::kK, Side::kV}) {
+        const std::vector<Distortion> all = store_.distortion(side, cells, positions_.data());
+        ASSERT_EQ(all.size(), cells.size());
+        for (size_t i = 0; i < cells.size(); ++i) {
+            const Distortion alone = store_.distortion(side, {&cells[i], 1}, positions_.data()).front();
+            EXPECT_EQ(alone.miss, all[i].miss);
+            EXPECT_EQ(alone.residual, all[i].residual);
+            EXPECT_LT(all[i].residual, all[i].energy / 100);
+            EXPECT_LT(all[i].miss, all[i].residual / 10);
+            EXPECT_GT(all[i].miss, 0);
+        }
+    }
+}
+
+TEST_F(LayerStoreTest, SingleCellsAreCompleteGroups) {
+    std::vector<uint32_t> cells = {1, 5, 6, 130};
+    const std::vector<uint32_t> before = cells;
+    EXPECT_EQ(store_.group_cells(), 1U);
+    EXPECT_EQ(store_.complete_groups(cells), 4U);
+    EXPECT_EQ(cells, before);
+}
+
+// Keys that are coded 32 at a time.
+class GroupedStoreTest : public LayerStoreTest {
+  protected:
+    static constexpr uint32_t kGroup = 32;
+
+    void SetUp() override {
+        LayerStoreTest::SetUp();
+        store_.set_codecs(kGeometry, {key_codec_, value_codec_, {}, {}, rope_});
+    }
+
+    static std::vector<uint32_t> range(uint32_t first, uint32_t n) {
+        std::vector<uint32_t> cells(n);
+        std::iota(cells.begin(), cells.end(), first);
+        return cells;
+    }
+    void write_all(const std::vector<uint32_t>& cells) {
+        for (const uint32_t cell : cells) {
+            write(cell);
+        }
+    }
+    /// The rows of both sides.
+    std::vector<std::vector<uint16_t>> read_all(const std::vector<uint32_t>& cells) const {
+        std::vector<std::vector<uint16_t>> rows;
+        for (const uint32_t cell : cells) {
+            rows.push_back(read(Side::kK, cell));
+            rows.push_back(read(Side::kV, cell));
+        }
+        return rows;
+    }
+
+    const std::shared_ptr<const Codec> key_codec_ = std::make_shared<KiviKeyCodec>(kGeometry.dim_k, 4);
+    const std::shared_ptr<const Codec> value_codec_ = std::make_shared<TokenCodec>(kGeometry.dim_v, 2);
+};
+
+TEST_F(GroupedStoreTest, CompleteGroupsComeFirst) {
+    EXPECT_EQ(store_.group_cells(), kGroup);
+    std::vector<uint32_t> cells = range(3, 31);  // a group without its first rows, two cells of the next
+    for (const uint32_t cell : range(64, 32)) {
+        cells.push_back(cell);
+    }
+    cells.push_back(97);
+    for (const uint32_t cell : range(128, 65)) {
+        cells.push_back(cell);
+    }
+    std::vector<uint32_t> expected = range(64, 32);
+    for (const uint32_t cell : range(128, 64)) {
+        expected.push_back(cell);
+    }
+    for (const uint32_t cell : range(3, 31)) {
+        expected.push_back(cell);
+    }
+    expected.push_back(97);
+    expected.push_back(192);
+    EXPECT_EQ(store_.complete_groups(cells), 96U);
+    EXPECT_EQ(cells, expected);
+
+    std::vector<uint32_t> none = range(33, 31);
+    EXPECT_EQ(store_.complete_groups(none), 0U);
+    EXPECT_EQ(none, range(33, 31));
+    EXPECT_EQ(store_.complete_groups({}), 0U);
+}
+
+TEST_F(GroupedStoreTest, IncompleteGroupsStayDense) {
+    std::vector<uint32_t> cells = range(0, 80);
+    cells.erase(cells.begin() + 40);
+    write_all(cells);
+    const std::vector<std::vector<uint16_t>> before = read_all(cells);
+    std::vector<uint32_t> ripe = cells;
+    ripe.resize(store_.complete_groups(ripe));
+    ASSERT_EQ(ripe, range(0, 32));
+    encode(ripe);
+    EXPECT_EQ(store_.coded_cells(), 32U);
+    EXPECT_EQ(store_.dense_rows(), cells.size() - 32);
+    const std::vector<std::vector<uint16_t>> after = read_all(cells);
+    for (size_t i = 0; i < cells.size(); ++i) {
+        const bool coded = cells[i] < 32;
+        EXPECT_EQ(store_.is_coded(cells[i]), coded);
+        EXPECT_EQ(after[2 * i] == before[2 * i], !coded);
+        EXPECT_EQ(after[2 * i + 1] == before[2 * i + 1], !coded);
+        EXPECT_LT(relative_error(before[2 * i], after[2 * i]), 0.02);
+        EXPECT_LT(relative_error(before[2 * i + 1], after[2 * i + 1]), 0.25);
+    }
+    // The rows of one group and head, as the codec alone would have them.
+    const size_t dim = kGeometry.dim_k;
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        std::vector<float> x;
+        for (size_t row = 0; row < kGroup; ++row) {
+            for (size_t i = 0; i < dim; ++i) {
+                x.push_back(half_to_float(before[2 * row][head * dim + i]));
+            }
+        }
+        std::vector<std::byte> codes(kGroup * key_codec_->code_bytes());
+        key_codec_->encode(x.data(), kGroup, codes.data());
+        key_codec_->decode(codes.data(), 0, kGroup, x.data());
+        std::vector<float> gathered(5 * dim);
+        const std::vector<uint16_t> rows = {7, 8, 9, 31, 2};
+        store_.gather(Side::kK, 0, head, rows, positions_.data(), gathered.data());
+        for (size_t i = 0; i < rows.size(); ++i) {
+            for (size_t j = 0; j < dim; ++j) {
+                ASSERT_EQ(gathered[i * dim + j], x[rows[i] * dim + j]) << "row " << rows[i];
+            }
+        }
+    }
+}
+
+TEST_F(GroupedStoreTest, TeamsEncodeAlike) {
+    const std::vector<uint32_t> cells = range(32, 5 * kGroup);
+    write_all(cells);
+    const std::vector<std::vector<uint16_t>> dense = read_all(cells);
+    encode(cells);
+    const std::vector<std::vector<uint16_t>> coded = read_all(cells);
+    ASSERT_NE(coded, dense);
+    for (const size_t size : {2, 3, 7}) {
+        for (size_t i = 0; i < cells.size(); ++i) {
+            store_.write_half(Side::kK, cells[i], dense[2 * i].data());
+            store_.write_half(Side::kV, cells[i], dense[2 * i + 1].data());
+        }
+        const std::unique_ptr<Team> team = make_parked_team(size);
+        store_.encode(cells, positions_.data(), *team);
+        EXPECT_EQ(read_all(cells), coded) << "team of " << size;
+    }
+}
+
+TEST_F(GroupedStoreTest, OthersOutliveAnOverwrittenCell) {
+    const std::vector<uint32_t> cells = range(64, 2 * kGroup);
+    write_all(cells);
+    encode(cells);
+    const std::vector<std::vector<uint16_t>> before = read_all(cells);
+    // The first row of a group and one within.
+    for (const uint32_t cell : {64U, 100U}) {
+        write(cell);
+        EXPECT_TRUE(store_.is_whole(cell));
+        const std::vector<std::vector<uint16_t>> after = read_all(cells);
+        for (size_t i = 0; i < cells.size(); ++i) {
+            if (store_.is_coded(cells[i])) {
+                ASSERT_EQ(after[2 * i], before[2 * i]) << cells[i];
+                ASSERT_EQ(after[2 * i + 1], before[2 * i + 1]) << cells[i];
+            } else {
+                ASSERT_NE(after[2 * i], before[2 * i]) << cells[i];
+            }
+        }
+    }
+    EXPECT_EQ(store_.coded_cells(), cells.size() - 2);
+    std::vector<uint32_t> ripe = {64, 100};
+    EXPECT_EQ(store_.complete_groups(ripe), 0U);
+
+    write_all(range(64, kGroup));
+    const std::vector<uint16_t> written = read(Side::kK, 70);
+    encode(range(64, kGroup));
+    EXPECT_EQ(store_.dense_rows(), 1U);
+    EXPECT_NE(read(Side::kK, 70), before[2 * 6]);
+    EXPECT_LT(relative_error(written, read(Side::kK, 70)), 0.02);
+}
+
+TEST_F(GroupedStoreTest, CopiesOfGroupsAreWhole) {
+    write_all(range(0, 2 * kGroup));
+    encode(range(0, 2 * kGroup));
+    write(5);           // dense in a coded group
+    store_.drop(0);     // empty in a coded group
+    write_all({130U});  // stands where the copy goes
+    const std::vector<std::vector<uint16_t>> before = read_all(range(0, 2 * kGroup));
+    for (const uint32_t cell : range(0, 2 * kGroup)) {
+        store_.copy_cell(cell, 128 + cell);
+    }
+    write_all(range(0, 2 * kGroup));
+    encode(range(0, 2 * kGroup));
+    EXPECT_EQ(read_all(range(128, 2 * kGroup)), before);
+    EXPECT_TRUE(store_.is_dense(133));
+    EXPECT_FALSE(store_.is_dense(128) || store_.is_coded(128));
+    EXPECT_EQ(store_.coded_cells(), 2 * kGroup + 2 * kGroup - 2);
+}
+
+TEST_F(GroupedStoreTest, DistortionIsWhatEncodeThenLoses) {
+    const std::vector<uint32_t> cells = range(32, 2 * kGroup);
+    write_all(cells);
+    const std::vector<std::vector<uint16_t>> before = read_all(cells);
+    const std::vector<Distortion> k = store_.distortion(Side::kK, cells, positions_.data());
+    const std::vector<Distortion> v = store_.distortion(Side::kV, cells, positions_.data());
+    ASSERT_EQ(read_all(cells), before) << "something changed";
+    encode(cells);
+    for (size_t i = 0; i < cells.size(); ++i) {
+        const double k_error = relative_error(before[2 * i], read(Side::kK, cells[i]));
+        const double v_error = relative_error(before[2 * i + 1], read(Side::kV, cells[i]));
+        EXPECT_NEAR(k[i].miss / k[i].energy / k_error, 1.0, 0.02) << cells[i];
+        EXPECT_NEAR(v[i].miss / v[i].energy / v_error, 1.0, 0.02) << cells[i];
+    }
+}
+
+TEST_F(GroupedStoreTest, ShiftOfACodeRotatesIt) {
+    write_all(range(32, kGroup));
+    encode(range(32, kGroup));
+    const std::vector<uint16_t> neighbour = read(Side::kK, 41);
+    const size_t dim = kGeometry.dim_k;
+    std::vector<float> x;
+    for (const uint16_t half : read(Side::kK, 40)) {
+        x.push_back(half_to_float(half));
+    }
+    store_.shift_key(40, 123, rope_);
+    const std::vector<uint16_t> shifted = read(Side::kK, 40);
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        rope_.shift(&x[head * dim], 123);
+    }
+    for (size_t i = 0; i < x.size(); ++i) {
+        ASSERT_NEAR(half_to_float(shifted[i]), x[i], 4e-3);
+    }
+    EXPECT_EQ(read(Side::kK, 41), neighbour);
 }
 
 }  // namespace

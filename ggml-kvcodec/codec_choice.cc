@@ -6,6 +6,9 @@
 #include <array>
 #include <cmath>
 
+#include "kvcodec/codec/baseline/kivi_codec.h"
+#include "kvcodec/codec/baseline/token_codec.h"
+#include "kvcodec/codec/baseline/turboquant_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/error.h"
@@ -40,7 +43,7 @@ bool has_nonzero(const std::vector<float>& values) {
 }  // namespace
 
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
-    if (!options.artifact.empty() && !off()) {
+    if (!options.artifact.empty() && !off() && !is_baseline(options.codec)) {
         artifact_ = read_artifact(options.artifact);
     } else if (options.codec == Options::CodecChoice::kDictionary) {
         throw Error("codec=dictionary needs artifact=FILE; make one with `kvcodec train -m MODEL`");
@@ -63,7 +66,40 @@ size_t CodecChoice::shared_bytes() const {
     for (const auto& table : tables_) {
         bytes += table->bytes();
     }
+    for (const auto& [key, codec] : baselines_) {
+        bytes += codec->fixed_bytes();
+    }
     return bytes;
+}
+
+std::shared_ptr<const Codec> CodecChoice::baseline(Side side, size_t dim, std::optional<uint32_t> bits) {
+    // Only KIVI treats the two sides differently.
+    const bool per_channel = options_.codec == Options::CodecChoice::kKivi && side == Side::kK;
+    const std::tuple key(per_channel ? Side::kK : Side::kV, dim, bits);
+    if (const auto known = baselines_.find(key); known != baselines_.end()) {
+        return known->second;
+    }
+    std::shared_ptr<const Codec> codec;
+    if (options_.codec == Options::CodecChoice::kTurboQuant) {
+        codec = std::make_shared<const TurboQuantCodec>(dim, bits.value_or(3));
+    } else if (per_channel) {
+        codec = std::make_shared<const KiviKeyCodec>(dim, bits.value_or(2));
+    } else {
+        codec = std::make_shared<const TokenCodec>(dim, bits.value_or(2));
+    }
+    baselines_[key] = codec;
+    return codec;
+}
+
+CodecChoice::Choice CodecChoice::choose_baseline(const LayerGeometry& geometry) {
+    try {
+        LayerCodecs codecs;
+        codecs.k = baseline(Side::kK, geometry.dim_k, options_.bits_k);
+        codecs.v = baseline(Side::kV, geometry.dim_v, options_.bits_v);
+        return {std::move(codecs), {}};
+    } catch (const Error& error) {
+        return {{}, error.what()};
+    }
 }
 
 CodecChoice::SideChoice CodecChoice::dictionary(const SideArtifact& trained, uint32_t s) const {
@@ -105,6 +141,9 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
 CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     const std::lock_guard lock(mutex_);
     const LayerGeometry& g = facts.geometry;
+    if (is_baseline(options_.codec)) {
+        return choose_baseline(g);
+    }
     const bool rotated = facts.k_origin.rotation == RowOrigin::Rotation::kKnown;
     const bool opaque = facts.k_origin.rotation == RowOrigin::Rotation::kUnknown;
     const RopeParams rope = rotated ? facts.k_origin.rope : RopeParams{};

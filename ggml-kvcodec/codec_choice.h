@@ -1,10 +1,12 @@
 // From what the user asked for (KVCODEC) to the codecs of one layer.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "ggml-kvcodec/op_chain.h"
@@ -28,6 +30,9 @@ struct LayerFacts {
 /// where the budget allows 2 bits an element and the dictionary below, where no scalar code fits: with the same mean
 /// removed, the scalar codec is ahead at equal rate (docs/results). Means come from the artifact; without one, from the
 /// model's own bias.
+///
+/// The baselines (codec=token|kivi|turboquant) stand outside of this: no means, no artifact, no budget. Layers share
+/// them.
 class CodecChoice {
   public:
     /// Throws Error for a bad option or artifact.
@@ -48,7 +53,7 @@ class CodecChoice {
     };
     Choice choose(const LayerFacts& facts);
 
-    /// Bytes of what layers share: RoPE tables.
+    /// Bytes of what layers share: RoPE tables, tables of baselines.
     size_t shared_bytes() const;
 
   private:
@@ -60,11 +65,14 @@ class CodecChoice {
                            std::optional<uint32_t> bits) const;
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);
+    Choice choose_baseline(const LayerGeometry& geometry);
+    std::shared_ptr<const Codec> baseline(Side side, size_t dim, std::optional<uint32_t> bits);
 
     Options options_;
     double budget_;
     std::optional<Artifact> artifact_;
     std::vector<std::shared_ptr<const RopeTables>> tables_;
+    std::map<std::tuple<Side, size_t, std::optional<uint32_t>>, std::shared_ptr<const Codec>> baselines_;
     mutable std::mutex mutex_;  // several contexts of one process choose at the same time
 };
 

@@ -25,6 +25,9 @@ constexpr std::pair<std::string_view, Options::CodecChoice> kCodecs[] = {
     {"dictionary", Options::CodecChoice::kDictionary},
     {"scalar", Options::CodecChoice::kScalar},
     {"none", Options::CodecChoice::kNone},
+    {"token", Options::CodecChoice::kToken},
+    {"kivi", Options::CodecChoice::kKivi},
+    {"turboquant", Options::CodecChoice::kTurboQuant},
 };
 constexpr std::pair<std::string_view, CoefficientFormat> kCoefficients[] = {
     {"q4", CoefficientFormat::kSigned4},
@@ -129,7 +132,7 @@ constexpr Key kKeys[] = {
          d.options.artifact = v;
          return !v.empty();
      }},
-    {"codec", "auto, dictionary, scalar or none",
+    {"codec", "auto, dictionary, scalar, none, token, kivi or turboquant",
      [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
     {"budget", "a share such as 20% or 0.2",
      [](Draft& d, std::string_view v) { return set_budget(v, d.options.budget); }},
@@ -186,7 +189,26 @@ std::string_view name_of(Names<E> names, E value) {
     return std::ranges::find(names, value, [](const auto& entry) { return entry.second; })->first;
 }
 
+/// The baselines come with the bits of their papers only.
+void check_bits(const Options& options) {
+    const auto check = [&](std::string_view side, std::optional<uint32_t> bits) {
+        const bool has_3 = options.codec == Options::CodecChoice::kTurboQuant;
+        if (is_baseline(options.codec) && bits && (*bits > 4 || (*bits == 3 && !has_3))) {
+            throw Error(fmt::format("KVCODEC: codec={} has {} bits, but bits_{}={} is given",
+                                    name_of<Options::CodecChoice>(kCodecs, options.codec),
+                                    has_3 ? "2, 3 or 4" : "2 or 4", side, *bits));
+        }
+    };
+    check("k", options.bits_k);
+    check("v", options.bits_v);
+}
+
 }  // namespace
+
+bool is_baseline(Options::CodecChoice codec) {
+    return codec == Options::CodecChoice::kToken || codec == Options::CodecChoice::kKivi ||
+           codec == Options::CodecChoice::kTurboQuant;
+}
 
 Options parse_options(std::string_view text) {
     Draft draft;
@@ -197,6 +219,7 @@ Options parse_options(std::string_view text) {
             parse_item(draft, item);
         }
     }
+    check_bits(draft.options);
     const bool strict = draft.options.mode == Options::Mode::kStrict;
     if (strict && draft.window.value_or(0) != 0) {
         throw Error(fmt::format("KVCODEC: mode=strict keeps no window, but window={} is given; leave one of them out",

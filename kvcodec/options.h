@@ -18,6 +18,9 @@ struct Options {
         kDictionary,  ///< needs an artifact
         kScalar,      ///< needs no artifact, but uses the means of one
         kNone,        ///< every layer passes through
+        kToken,       ///< baselines, see docs/baselines.md
+        kKivi,
+        kTurboQuant,
     };
     enum class Mode : uint8_t {
         kLive,    ///< window and sinks stay dense
@@ -35,12 +38,12 @@ struct Options {
     };
 
     std::string artifact;                    ///< artifact=PATH
-    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none
+    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none|token|kivi|turboquant
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=
-    std::optional<uint32_t> bits_k;          ///< bits_k=2|3|4|8, or bits= for both: the scalar codec's
-    std::optional<uint32_t> bits_v;          ///< bits_v=
+    std::optional<uint32_t> bits_k;  ///< bits_k=2|3|4|8, or bits= for both: of an element, where the codec has them
+    std::optional<uint32_t> bits_v;  ///< bits_v=
     CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published
     float relative_error = 0.0F;         ///< relative_error=, in [0, 1): OMP stops early below it; 0 = off
@@ -55,6 +58,9 @@ struct Options {
 
     bool operator==(const Options&) const = default;
 };
+
+/// Whether this is a published rival, there to be compared with. It uses no artifact and no budget.
+bool is_baseline(Options::CodecChoice codec);
 
 /// Throws Error naming the unknown key or the bad value, and the valid ones.
 Options parse_options(std::string_view text);

@@ -75,10 +75,25 @@ TEST(OptionsTest, RoundTrips) {
          {"mode=strict", "mode=strict,sinks=4", "mode=live,window=0,sinks=0", "s=8", "s_k=8", "s_v=9",
           "s_k=8,s_v=9,bits=4", "bits_v=3", "budget=18.3%", "budget=0.3333333333333333", "relative_error=0.1",
           "crossover=0", "codec=none,log=quiet,release=off,prefill=exact,measure=error",
-          "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published"}) {
+          "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published", "codec=token", "codec=kivi,bits_v=4",
+          "codec=turboquant,bits_k=3,bits_v=2"}) {
         const Options options = parse_options(text);
         EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
     }
+}
+
+TEST(OptionsTest, BaselinesHaveTheBitsOfTheirPapers) {
+    EXPECT_EQ(parse_options("codec=token").codec, Options::CodecChoice::kToken);
+    EXPECT_EQ(parse_options("codec=kivi").codec, Options::CodecChoice::kKivi);
+    EXPECT_EQ(parse_options("codec=turboquant").codec, Options::CodecChoice::kTurboQuant);
+    for (const char* text : {"codec=token,bits=2", "codec=token,bits=4", "codec=kivi,bits_k=2,bits_v=4",
+                             "codec=turboquant,bits=2", "bits=3,codec=turboquant", "codec=turboquant,bits=4"}) {
+        EXPECT_EQ(error_of(text), "") << text;
+    }
+    EXPECT_EQ(error_of("codec=token,bits=3"), "KVCODEC: codec=token has 2 or 4 bits, but bits_k=3 is given");
+    EXPECT_EQ(error_of("bits_v=8,codec=kivi"), "KVCODEC: codec=kivi has 2 or 4 bits, but bits_v=8 is given");
+    EXPECT_EQ(error_of("codec=turboquant,bits_k=8"),
+              "KVCODEC: codec=turboquant has 2, 3 or 4 bits, but bits_k=8 is given");
 }
 
 TEST(OptionsTest, CommaInThePathCannotBeWritten) {
@@ -98,7 +113,9 @@ TEST(OptionsTest, NamesTheUnknownKeyAndTheValidOnes) {
 TEST(OptionsTest, NamesTheBadValueAndTheValidOnes) {
     const std::string message = error_of("codec=zip");
     EXPECT_NE(message.find("codec=zip"), std::string::npos) << message;
-    EXPECT_NE(message.find("dictionary"), std::string::npos) << message;
+    for (const char* codec : {"auto", "dictionary", "scalar", "none", "token", "kivi", "turboquant"}) {
+        EXPECT_NE(message.find(codec), std::string::npos) << message;
+    }
     for (const char* text : {"artifact=",
                              "codec",
                              "codec=",

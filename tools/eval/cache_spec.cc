@@ -66,8 +66,8 @@ std::vector<CacheSpec> parse_plugin_cache(const std::string& name, const std::ve
             spec.options += fmt::format(",{}{}", part.find('=') == std::string::npos ? "budget=" : "", part);
         }
     }
-    parse_options(spec.options);  // an unknown key is reported now, not after an hour
-    if (artifact || artifacts.empty()) {
+    const Options options = parse_options(spec.options);  // an unknown key is reported now, not after an hour
+    if (artifact || artifacts.empty() || is_baseline(options.codec)) {
         spec.artifact = artifact == "none" ? "" : artifact.value_or("");
         return {spec};
     }

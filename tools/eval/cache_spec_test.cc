@@ -28,6 +28,9 @@ TEST(CacheSpecTest, PluginCachesForEveryArtifact) {
     EXPECT_EQ(specs[2].options, "mode=strict,log=quiet,codec=scalar,bits=3");
     EXPECT_EQ(specs[2].artifact, "");
     EXPECT_EQ(parse_caches("kvcodec,kvcodec", {}, "live").size(), 1U);
+    const auto baseline = parse_caches("kvcodec:codec=kivi:bits=4", {"a.gguf", "b/c.gguf"}, "strict");
+    ASSERT_EQ(baseline.size(), 1U);
+    EXPECT_EQ(baseline[0].artifact, "") << "baselines use none";
 }
 
 TEST(CacheSpecTest, UnknownNamesAreErrors) {

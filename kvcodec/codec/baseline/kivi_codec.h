@@ -21,6 +21,7 @@ namespace kvcodec {
 ///   - KIVI reads a prompt in full precision before it codes it: prefill=exact. By default a prompt is coded while it
 ///   is
 ///     read.
+///   - In strict mode a query of a prompt may read keys whose range was taken over tokens after it, up to 31 of them.
 ///   - Groups are 32 aligned cells of the cache. In a cache that several sequences share a group may hold tokens of
 ///   more
 ///     than one. Cells that are overwritten stay dense until all of their group is written anew.

@@ -13,7 +13,8 @@ namespace kvcodec {
 /// Faithful: groups of 32 channels within a vector, asymmetric, a scale and a zero point (the minimum) in half
 /// precision for each group. Rate (bits + 1) / 16 where dim is a multiple of 32. Deviations: a last group is shorter
 /// where dim is no multiple of 32; elements beyond the range of half precision are clamped to it, NaN counts as 0.
-/// Verified: with 4 bits, against the arithmetic of q4_1 restated in the test. Results of a paper: unverified.
+/// Verified: with 4 bits, against the arithmetic of q4_1 restated in the test, and against the host's own q4_1 cache
+/// (docs/baselines.md). Results of the paper: unverified.
 ///
 /// A code is the indices, packed, then scale and minimum of each group.
 class TokenCodec final : public BaselineCodec {

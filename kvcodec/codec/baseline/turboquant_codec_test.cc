@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstring>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kvcodec/error.h"
@@ -66,6 +67,7 @@ TEST_P(TurboQuantCodecTest, DistortionIsThatOfThePaper) {
     constexpr double kPaper[] = {0.36, 0.117, 0.03, 0.009};
     constexpr double kTolerance[] = {0.01, 0.003, 0.005, 0.001};
     const double error = distortion(random_rows(3000));
+    RecordProperty("squared_error", std::to_string(error));
     EXPECT_GT(error, kPaper[bits_ - 1] - kTolerance[bits_ - 1]);
     EXPECT_LT(error, kPaper[bits_ - 1] + kTolerance[bits_ - 1]);
 }

@@ -230,7 +230,8 @@ void add_run_command(CLI::App& app, std::vector<std::string> program) {
         "run", "Start a llama.cpp program with a compressed KV cache: run [OPTIONS] -- PROGRAM [ARGUMENTS...]");
     command->add_option("--artifact", options->artifact, "Trained dictionaries [default: those in the cache folder]");
     command->add_option("--budget", options->budget, "Size of the codes, as a share of the f16 cache, e.g. 20%");
-    command->add_option("--codec", options->codec, "auto, dictionary, scalar or none");
+    command->add_option("--codec", options->codec,
+                        "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant");
     command->add_option("--window", options->window, "Recent tokens kept dense");
     command->add_option("--sinks", options->sinks, "First tokens kept dense");
     command->add_option("--mode", options->mode, "live, or strict: everything is read through its code");

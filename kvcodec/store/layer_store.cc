@@ -73,6 +73,9 @@ LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_
 void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     geometry_ = geometry;
     codecs_ = std::move(codecs);
+    if (!has_codecs()) {
+        return;
+    }
     codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
     codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
 }
@@ -97,8 +100,9 @@ void LayerStore::prefetch_codes(Side side, size_t block, size_t head) const {
 
 uint16_t* LayerStore::make_dense(Side side, size_t cell) {
     if (is_coded(cell)) {
-        drop(cell);
+        free_row(cell);
     }
+    forget_evicted(cell);
     std::unique_ptr<DenseBlock>& block = dense_blocks_[cell / kBlock];
     if (block == nullptr) {
         block = std::make_unique<DenseBlock>();
@@ -127,7 +131,8 @@ const uint16_t* LayerStore::dense_row(Side side, size_t cell) const {
     return side == Side::kK ? row : row + k_row_;
 }
 
-void LayerStore::drop(size_t cell) {
+// What drop() does, except that evicted heads stay evicted.
+void LayerStore::free_row(size_t cell) {
     if (is_dense(cell)) {
         std::unique_ptr<DenseBlock>& block = dense_blocks_[cell / kBlock];
         pool_.release(block->slot[cell % kBlock]);
@@ -141,7 +146,37 @@ void LayerStore::drop(size_t cell) {
     if (!shift_.empty()) {
         shift_[cell] = 0;
     }
-    state_[cell] = 0;
+    state_[cell] &= kEmptied;
+}
+
+void LayerStore::forget_evicted(size_t cell) {
+    for (size_t head = 0; !evicted_.empty() && head < geometry_.n_head_kv; ++head) {
+        evicted_[cell / kBlock * geometry_.n_head_kv + head] &= ~(uint64_t{1} << (cell % kBlock));
+    }
+    if (is_emptied(cell)) {
+        state_[cell] &= static_cast<uint8_t>(~kEmptied);
+        --n_emptied_;
+    }
+}
+
+void LayerStore::drop(size_t cell) {
+    free_row(cell);
+    forget_evicted(cell);
+}
+
+void LayerStore::evict(size_t cell, size_t head) {
+    if (evicted_.empty()) {
+        evicted_.resize(dense_blocks_.size() * geometry_.n_head_kv);
+    }
+    evicted_[cell / kBlock * geometry_.n_head_kv + head] |= uint64_t{1} << (cell % kBlock);
+    for (size_t other = 0; other < geometry_.n_head_kv; ++other) {
+        if (!is_evicted(cell, other)) {
+            return;
+        }
+    }
+    free_row(cell);
+    n_emptied_ += is_emptied(cell) ? 0 : 1;
+    state_[cell] = kEmptied;
 }
 
 void LayerStore::clear() {
@@ -151,7 +186,9 @@ void LayerStore::clear() {
         block.reset();
     }
     pool_.clear();
+    evicted_ = {};
     n_coded_ = 0;
+    n_emptied_ = 0;
     codes_k_.release(0, codes_k_.size());
     codes_v_.release(0, codes_v_.size());
 }
@@ -248,7 +285,7 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
         }
     });
     for (const uint32_t cell : cells) {
-        drop(cell);
+        free_row(cell);
         state_[cell] = kCoded;
         ++n_coded_;
     }
@@ -300,6 +337,12 @@ void LayerStore::gather(Side side, size_t block, size_t head, std::span<const ui
         }
         i += run;
     }
+    const uint64_t evicted = evicted_rows(block, head);
+    for (size_t i = 0; evicted != 0 && i < rows.size(); ++i) {
+        if (((evicted >> rows[i]) & 1) != 0) {
+            std::fill_n(x + i * dim, dim, 0.0F);
+        }
+    }
 }
 
 void LayerStore::read(Side side, size_t cell, const int32_t* positions, uint16_t* row) const {
@@ -314,6 +357,12 @@ void LayerStore::read(Side side, size_t cell, const int32_t* positions, uint16_t
         }
     } else {
         std::fill_n(row, row_length(side), uint16_t{0});
+    }
+    const size_t dim = side == Side::kK ? geometry_.dim_k : geometry_.dim_v;
+    for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+        if (is_evicted(cell, head)) {
+            std::fill_n(row + head * dim, dim, uint16_t{0});
+        }
     }
 }
 
@@ -369,11 +418,17 @@ void LayerStore::copy_cell(size_t from, size_t to) {
         write_half(Side::kV, to, dense_row(Side::kV, from));
         state_[to] = state;
     }
+    for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+        if (is_evicted(from, head)) {
+            evict(to, head);
+        }
+    }
 }
 
 size_t LayerStore::resident_bytes() const {
     size_t bytes = pool_.resident_bytes() + codes_k_.resident_bytes() + codes_v_.resident_bytes() + state_.size() +
-                   shift_.size() * sizeof(int32_t) + dense_blocks_.size() * sizeof(dense_blocks_[0]);
+                   shift_.size() * sizeof(int32_t) + evicted_.size() * sizeof(uint64_t) +
+                   dense_blocks_.size() * sizeof(dense_blocks_[0]);
     for (const auto& block : dense_blocks_) {
         bytes += block == nullptr ? 0 : sizeof(DenseBlock);
     }
@@ -381,6 +436,9 @@ size_t LayerStore::resident_bytes() const {
 }
 
 size_t LayerStore::code_bytes_per_token() const {
+    if (!has_codecs()) {
+        return pool_.row_bytes();
+    }
     return geometry_.n_head_kv * (codecs_.k->code_bytes() + codecs_.v->code_bytes());
 }
 

@@ -27,6 +27,7 @@ struct LayerGeometry {
 };
 
 /// What turns the rows of one layer into codes. K: mean (rotated with position), then codec. V: plain mean, then codec.
+/// Without codecs all rows stay dense.
 struct LayerCodecs {
     std::shared_ptr<const Codec> k;
     std::shared_ptr<const Codec> v;
@@ -52,6 +53,7 @@ struct Distortion {
 
 /// State is kept per cell, storage per block of kBlock cells: codes of (block, head) are contiguous, so that attention
 /// streams through them. A cell is dense (row in a pool) or coded, K and V together; an empty cell is neither.
+/// Single heads of a cell may be evicted: they are not attended to and read as zero until the cell is overwritten.
 /// Positions are passed in: they are the same for all layers of a cache.
 class LayerStore {
   public:
@@ -60,7 +62,7 @@ class LayerStore {
     /// row lengths in elements: K row = n_head_kv * dim_k.
     LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory);
 
-    /// Must come before encode() and after the geometry is known.
+    /// Must come before encode() and evict(), and after the geometry is known.
     void set_codecs(const LayerGeometry& geometry, LayerCodecs codecs);
     bool has_codecs() const { return codecs_.k != nullptr; }
     const LayerCodecs& codecs() const { return codecs_; }
@@ -105,6 +107,19 @@ class LayerStore {
     /// One whole row [n_head_kv * dim] in half precision, from whatever state it is in.
     void read(Side side, size_t cell, const int32_t* positions, uint16_t* row) const;
 
+    /// Gives up the K and V of one head of a dense or coded cell. A cell that has lost every head gives its memory
+    /// back; in others the row stays whole.
+    void evict(size_t cell, size_t head);
+    bool is_evicted(size_t cell, size_t head) const {
+        return ((evicted_rows(cell / kBlock, head) >> (cell % kBlock)) & 1) != 0;
+    }
+    /// Bit i: row i of this block is evicted.
+    uint64_t evicted_rows(size_t block, size_t head) const {
+        return evicted_.empty() ? 0 : evicted_[block * geometry_.n_head_kv + head];
+    }
+    /// Whether the cell was in use and has lost every head.
+    bool is_emptied(size_t cell) const { return (state_[cell] & kEmptied) != 0; }
+
     /// Moves the key of one cell by `delta` positions: dense rows are rotated, codes remember the shift. `rope` is what
     /// the host's shift applies.
     void shift_key(size_t cell, int32_t delta, const Rope& rope);
@@ -119,8 +134,9 @@ class LayerStore {
 
     size_t dense_rows() const { return pool_.size(); }
     size_t coded_cells() const { return n_coded_; }
+    size_t emptied_cells() const { return n_emptied_; }
     size_t resident_bytes() const;
-    /// Bytes per coded token: codes of all heads, K and V.
+    /// Bytes per coded token: codes of all heads, K and V. Without codecs, of a dense row.
     size_t code_bytes_per_token() const;
     /// Coded rows (one head, one side) that gather() and read() rebuilt so far.
     uint64_t rows_rebuilt() const { return rows_rebuilt_.load(std::memory_order_relaxed); }
@@ -129,8 +145,11 @@ class LayerStore {
     static constexpr uint8_t kDenseK = 1;
     static constexpr uint8_t kDenseV = 2;
     static constexpr uint8_t kCoded = 4;
+    static constexpr uint8_t kEmptied = 8;
 
     uint16_t* make_dense(Side side, size_t cell);
+    void free_row(size_t cell);
+    void forget_evicted(size_t cell);
     std::vector<float> residuals(Side side, size_t head, std::span<const uint32_t> cells,
                                  const int32_t* positions) const;
     void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions);
@@ -158,7 +177,9 @@ class LayerStore {
     DensePool pool_;
     Reservation codes_k_;
     Reservation codes_v_;
+    std::vector<uint64_t> evicted_;  // [blocks, heads], a bit a cell; empty until the first eviction
     size_t n_coded_ = 0;
+    size_t n_emptied_ = 0;
     mutable std::atomic<uint64_t> rows_rebuilt_ = 0;
 };
 

@@ -689,5 +689,127 @@ TEST_F(GroupedStoreTest, ShiftOfACodeRotatesIt) {
     EXPECT_EQ(read(Side::kK, 41), neighbour);
 }
 
+/// A row with some heads zero.
+std::vector<uint16_t> without(std::vector<uint16_t> row, const std::vector<size_t>& heads) {
+    const size_t dim = row.size() / kGeometry.n_head_kv;
+    for (const size_t head : heads) {
+        std::fill_n(row.begin() + static_cast<std::ptrdiff_t>(head * dim), dim, uint16_t{0});
+    }
+    return row;
+}
+
+TEST_F(LayerStoreTest, EvictedHeadsReadAsZero) {
+    for (const size_t cell : {70, 71, 72}) {
+        write(cell);
+    }
+    encode({71});
+    const size_t bytes = store_.resident_bytes();
+    EXPECT_EQ(store_.evicted_rows(1, 0), 0U);
+    for (const size_t cell : {70, 71}) {
+        const std::vector<uint16_t> k = read(Side::kK, cell);
+        const std::vector<uint16_t> v = read(Side::kV, cell);
+        store_.evict(cell, 1);
+        EXPECT_EQ(read(Side::kK, cell), without(k, {1}));
+        EXPECT_EQ(read(Side::kV, cell), without(v, {1}));
+        EXPECT_TRUE(store_.is_evicted(cell, 1));
+        EXPECT_FALSE(store_.is_evicted(cell, 0) || store_.is_evicted(cell, 2) || store_.is_emptied(cell));
+        const auto row = static_cast<uint16_t>(cell % kBlock);
+        std::vector<float> x(kGeometry.dim_k, -7.0F);
+        store_.gather(Side::kK, 1, 1, {&row, 1}, positions_.data(), x.data());
+        EXPECT_EQ(x, std::vector<float>(kGeometry.dim_k, 0.0F));
+    }
+    EXPECT_EQ(store_.evicted_rows(1, 1), 0b11U << (70 % kBlock));
+    EXPECT_FALSE(store_.is_evicted(72, 1));
+    // The flags: a word for each block and head.
+    EXPECT_EQ(store_.resident_bytes() - bytes, kGeometry.n_cells / kBlock * kGeometry.n_head_kv * sizeof(uint64_t));
+    EXPECT_EQ(store_.dense_rows(), 2U);
+    EXPECT_EQ(store_.coded_cells(), 1U);
+}
+
+TEST_F(LayerStoreTest, ACellWithoutHeadsGivesItsMemoryBack) {
+    write(5);
+    write(6);
+    encode({6});
+    for (const size_t cell : {5, 6}) {
+        for (const size_t head : {2, 0, 1, 1}) {
+            store_.evict(cell, head);
+        }
+        EXPECT_TRUE(store_.is_emptied(cell));
+        EXPECT_FALSE(store_.is_dense(cell) || store_.is_coded(cell));
+        EXPECT_EQ(read(Side::kV, cell), std::vector<uint16_t>(kRowV, 0));
+    }
+    store_.shift_key(5, 3, rope_);
+    EXPECT_EQ(store_.dense_rows(), 0U);
+    EXPECT_EQ(store_.coded_cells(), 0U);
+    EXPECT_EQ(store_.emptied_cells(), 2U);
+}
+
+TEST_F(LayerStoreTest, EvictedHeadsComeBackOnlyWhenTheCellIsWritten) {
+    const auto evict_some = [&](size_t cell, size_t n_heads) {
+        write(cell);
+        for (size_t head = 0; head < n_heads; ++head) {
+            store_.evict(cell, head);
+        }
+    };
+    evict_some(1, 2);
+    encode({1});
+    EXPECT_TRUE(store_.is_evicted(1, 0) && store_.is_evicted(1, 1)) << "coding brought heads back";
+    for (const size_t n_heads : {size_t{1}, kGeometry.n_head_kv}) {
+        evict_some(1, n_heads);
+        write(1);
+        EXPECT_FALSE(store_.is_evicted(1, 0) || store_.is_emptied(1));
+        EXPECT_TRUE(store_.is_whole(1));
+        evict_some(1, n_heads);
+        store_.drop(1);
+        EXPECT_FALSE(store_.is_evicted(1, 0) || store_.is_emptied(1));
+        EXPECT_EQ(store_.emptied_cells(), 0U);
+    }
+    evict_some(1, kGeometry.n_head_kv);
+    evict_some(2, 1);
+    store_.clear();
+    EXPECT_FALSE(store_.is_evicted(1, 0) || store_.is_evicted(2, 0) || store_.is_emptied(1));
+    EXPECT_EQ(store_.emptied_cells(), 0U);
+}
+
+TEST_F(LayerStoreTest, CopiesEvictedHeads) {
+    for (const size_t cell : {1, 2, 3, 200, 201, 202}) {
+        write(cell);
+    }
+    encode({2, 201});
+    for (const size_t cell : {1, 2}) {
+        store_.evict(cell, 0);
+    }
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        store_.evict(3, head);
+        store_.evict(202, head);
+    }
+    for (const size_t from : {1, 2, 3, 4}) {
+        for (const size_t to : {200, 201, 202, 100}) {
+            store_.copy_cell(from, to);
+            EXPECT_EQ(read(Side::kK, to), read(Side::kK, from)) << from << " to " << to;
+            EXPECT_EQ(read(Side::kV, to), read(Side::kV, from)) << from << " to " << to;
+            for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+                EXPECT_EQ(store_.is_evicted(to, head), store_.is_evicted(from, head)) << from << " to " << to;
+            }
+            EXPECT_EQ(store_.is_emptied(to), from == 3);
+            size_t n_emptied = 0;
+            for (size_t cell = 0; cell < kGeometry.n_cells; ++cell) {
+                n_emptied += store_.is_emptied(cell) ? 1 : 0;
+            }
+            EXPECT_EQ(store_.emptied_cells(), n_emptied);
+        }
+    }
+}
+
+TEST_F(LayerStoreTest, WithoutCodecsRowsStayDense) {
+    store_.set_codecs(kGeometry, {});
+    EXPECT_FALSE(store_.has_codecs());
+    EXPECT_EQ(store_.code_bytes_per_token(), (kRowK + kRowV) * sizeof(uint16_t));
+    write(3);
+    EXPECT_TRUE(store_.is_whole(3));
+    store_.clear();
+    EXPECT_EQ(store_.dense_rows(), 0U);
+}
+
 }  // namespace
 }  // namespace kvcodec

@@ -8,150 +8,12 @@
 
 #include "kvcodec/attend/gemm.h"
 #include "kvcodec/attend/softmax.h"
-#include "kvcodec/half.h"
+#include "kvcodec/attend/tile.h"
 
 namespace kvcodec {
 namespace {
 
 constexpr size_t kBlock = LayerStore::kBlock;
-constexpr uint16_t kHalfMinusInfinity = 0xFC00;
-
-using Rows = std::array<uint16_t, kBlock>;
-
-size_t pad_lanes(size_t lanes) {
-    const size_t multiple = lanes <= 4 ? 4 : lanes <= 8 ? 8 : 16;
-    return (lanes + multiple - 1) / multiple * multiple;
-}
-
-// Hands out consecutive pieces of one allocation, each on a cache line of its own.
-class Arena {
-  public:
-    static constexpr size_t kAlignFloats = 16;
-    explicit Arena(float* data) : data_(data) {}
-    float* take(size_t n) {
-        float* piece = data_ + used_;
-        used_ += round_up(n);
-        return piece;
-    }
-    size_t used() const { return used_; }
-    static size_t round_up(size_t n) { return (n + kAlignFloats - 1) / kAlignFloats * kAlignFloats; }
-
-  private:
-    float* data_;
-    size_t used_ = 0;
-};
-
-float* aligned(std::vector<float>& memory, size_t n) {
-    if (memory.size() < n + Arena::kAlignFloats) {
-        memory.resize(n + Arena::kAlignFloats);
-    }
-    const auto address = reinterpret_cast<uintptr_t>(memory.data());
-    return memory.data() + (64 - address % 64) % 64 / sizeof(float);
-}
-
-const uint16_t* mask_row(const AttentionCall& call, size_t token, size_t first) {
-    return call.mask + token * call.mask_stride + first;
-}
-
-float slope_of(const AttentionCall& call, size_t head) {
-    return call.slopes == nullptr ? 1.0F : call.slopes[head];
-}
-
-// The queries of one KV head: lane = head in group * n_tokens + token, zero beyond.
-struct Lanes {
-    size_t first_head;
-    size_t group;
-    size_t first_token;
-    size_t n_tokens;
-    size_t padded;
-
-    size_t count() const { return group * n_tokens; }
-    const float* q(const AttentionCall& call, size_t lane) const {
-        return call.q + (first_head + lane / n_tokens) * call.q_head_stride +
-               (first_token + lane % n_tokens) * call.q_token_stride;
-    }
-    float* out(const AttentionCall& call, size_t lane) const {
-        return call.out + (first_head + lane / n_tokens) * call.out_head_stride +
-               (first_token + lane % n_tokens) * call.out_token_stride;
-    }
-};
-
-// Which cells of a block any of the tokens sees, and the bias that the others get.
-class BlockMask {
-  public:
-    // bias_memory: [kBlock, lanes.padded] floats.
-    BlockMask(const AttentionCall& call, const Lanes& lanes, float* bias_memory)
-        : call_(call), lanes_(lanes), bias_(bias_memory) {}
-
-    // Looks at cells [first, first + n) of the stream; false when nobody sees any of them.
-    bool look(size_t first, size_t n) {
-        first_ = first;
-        n_rows_ = 0;
-        mixed_ = call_.slopes != nullptr && call_.mask != nullptr;
-        if (call_.mask == nullptr) {
-            for (size_t row = 0; row < n; ++row) {
-                rows_[n_rows_++] = static_cast<uint16_t>(row);
-            }
-            return true;
-        }
-        uint64_t seen = 0;
-        for (size_t token = 0; token < lanes_.n_tokens; ++token) {
-            const uint16_t* mask = mask_row(call_, lanes_.first_token + token, first);
-            switch (classify_mask(mask, n)) {
-                case MaskKind::kHidden:
-                    mixed_ = true;
-                    break;
-                case MaskKind::kOpen:
-                    seen |= n == kBlock ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
-                    break;
-                case MaskKind::kMixed:
-                    mixed_ = true;
-                    for (size_t row = 0; row < n; ++row) {
-                        seen |= static_cast<uint64_t>(mask[row] != kHalfMinusInfinity) << row;
-                    }
-                    break;
-            }
-        }
-        for (size_t row = 0; row < n; ++row) {
-            if (((seen >> row) & 1) != 0) {
-                rows_[n_rows_++] = static_cast<uint16_t>(row);
-            }
-        }
-        return n_rows_ > 0;
-    }
-
-    std::span<uint16_t> rows() { return {rows_.data(), n_rows_}; }
-
-    // [rows().size(), lanes] in the present order of rows(), or null when every row is open to every lane.
-    const float* bias() const {
-        if (!mixed_) {
-            return nullptr;
-        }
-        for (size_t token = 0; token < lanes_.n_tokens; ++token) {
-            const uint16_t* mask = mask_row(call_, lanes_.first_token + token, first_);
-            for (size_t i = 0; i < n_rows_; ++i) {
-                const float value = half_to_float(mask[rows_[i]]);
-                for (size_t g = 0; g < lanes_.group; ++g) {
-                    bias_[i * lanes_.padded + g * lanes_.n_tokens + token] =
-                        value * slope_of(call_, lanes_.first_head + g);
-                }
-            }
-        }
-        for (size_t i = 0; i < n_rows_; ++i) {
-            std::fill(bias_ + i * lanes_.padded + lanes_.count(), bias_ + (i + 1) * lanes_.padded, 0.0F);
-        }
-        return bias_;
-    }
-
-  private:
-    const AttentionCall& call_;
-    const Lanes& lanes_;
-    float* bias_;
-    Rows rows_;
-    size_t n_rows_ = 0;
-    size_t first_ = 0;
-    bool mixed_ = false;
-};
 
 // Softmax state of some lanes: the maximum score, the sum of weights, and the weight that went to coded rows.
 struct Running {
@@ -203,21 +65,6 @@ class PartClock {
     std::array<int64_t, AttentionTimes::kParts> ns_{};
 };
 
-// Adds the sink logit of each lane's head to the softmax; returns the factor for what was accumulated so far.
-float join_sink(const AttentionCall& call, const Lanes& lanes, size_t lane, float max, float& sum) {
-    if (call.sinks == nullptr) {
-        return 1;
-    }
-    const float sink = call.sinks[lanes.first_head + lane / lanes.n_tokens];
-    if (sink <= max) {
-        sum += max == -INFINITY ? 0 : std::exp(sink - max);
-        return 1;
-    }
-    const float factor = std::exp(max - sink);
-    sum = sum * factor + 1;
-    return factor;
-}
-
 void add_weights(const float* p, size_t m, size_t lanes, float* total) {
     for (size_t i = 0; i < m; ++i) {
         for (size_t lane = 0; lane < lanes; ++lane) {
@@ -231,6 +78,9 @@ void add_weights(const float* p, size_t m, size_t lanes, float* total) {
 bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call) const {
     const LayerGeometry& g = store.geometry();
     const size_t lanes = pad_lanes(call.n_head / g.n_head_kv * call.n_tokens);
+    if (!store.has_codecs()) {
+        return false;
+    }
     const Codec& k = *store.codecs().k;
     const Codec& v = *store.codecs().v;
     if (k.space() == 0 || v.space() == 0 || lanes > kMaxCodeLanes || call.n_cells == 0 ||
@@ -376,11 +226,11 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             const size_t last = std::min(begin(member + 1), (head + 1) * n_blocks) - head * n_blocks;
             for (size_t b = std::max(begin(member), head * n_blocks) - head * n_blocks; b < last; ++b) {
                 const size_t first = b * kBlock;
-                if (!mask.look(first, std::min(kBlock, call.n_cells - first))) {
-                    continue;
-                }
                 const size_t first_cell = call.first_cell + first;
                 const size_t block = first_cell / kBlock;
+                if (!mask.look(first, std::min(kBlock, call.n_cells - first), store.evicted_rows(block, head))) {
+                    continue;
+                }
                 const std::span<uint16_t> rows = mask.rows();
                 const auto coded_end = std::stable_partition(rows.begin(), rows.end(), [&](uint16_t row) {
                     return store.is_coded(first_cell + row) && store.shift(first_cell + row) == 0;
@@ -546,10 +396,10 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
             }
             BlockMask mask(call, lane_set, bias_memory);
             for (size_t first = 0; first < call.n_cells; first += kBlock) {
-                if (!mask.look(first, std::min(kBlock, call.n_cells - first))) {
+                const size_t block = (call.first_cell + first) / kBlock;
+                if (!mask.look(first, std::min(kBlock, call.n_cells - first), store.evicted_rows(block, head))) {
                     continue;
                 }
-                const size_t block = (call.first_cell + first) / kBlock;
                 const std::span<const uint16_t> rows = mask.rows();
                 store.gather(Side::kK, block, head, rows, call.positions, rows_memory);
                 gemm_scores(rows_memory, rows.size(), geometry.dim_k, q, lanes, s);

@@ -82,6 +82,7 @@ struct Features {
     Masking masking = Masking::kNone;
     bool empty = false;  // some cells hold nothing
     bool dense = true;   // some cells are not coded
+    bool evicted = false;
 };
 
 struct Shape {
@@ -208,6 +209,14 @@ class Case {
                 write(cell);  // dense in a coded group
             }
         }
+        for (uint32_t cell = 0; features_.evicted && cell < n_cells_; ++cell) {
+            for (size_t head = 0; head < shape_.n_head_kv; ++head) {
+                // Nothing, every other row, and a whole block.
+                if (cell / kBlock % 3 == 2 || (cell / kBlock % 3 == 1 && rng_() % 2 == 0)) {
+                    store_.evict(cell, head);
+                }
+            }
+        }
         for (uint32_t cell = 0; features_.shifted && cell < n_cells_; ++cell) {
             if (rng_() % 5 == 0) {
                 const auto delta = static_cast<int32_t>(rng_() % 400) - 200;
@@ -295,6 +304,9 @@ class Case {
             if (!mask_.empty()) {
                 const float bias = half_to_float(mask_[token * mask_stride() + cell]);
                 s[cell] += double{slopes_.empty() ? 1.0F : slopes_[head]} * bias;
+            }
+            if (store_.is_evicted(first_cell_ + cell, head / shape_.group)) {
+                s[cell] = -INFINITY;
             }
             top = std::max(top, s[cell]);
         }
@@ -391,6 +403,7 @@ TEST_P(AttentionTest, AgreesWithDouble) {
     features.sinks = rng() % 4 == 0;
     features.empty = rng() % 3 == 0;
     features.dense = rng() % 3 != 0;
+    features.evicted = rng() % 3 == 0;
     SCOPED_TRACE("dims " + std::to_string(shape.dim_k) + "/" + std::to_string(shape.dim_v) + ", heads " +
                  std::to_string(shape.n_head_kv) + "x" + std::to_string(shape.group) + ", tokens " +
                  std::to_string(shape.n_tokens) + ", cells " + std::to_string(shape.n_cells));
@@ -422,7 +435,7 @@ TEST(Attention, BaselinesAgreeWithDouble) {
 
 // Each feature alone, so that a failure names it.
 TEST(Attention, EachFeatureAgreesWithDouble) {
-    std::vector<std::pair<std::string, Features>> cases(11);
+    std::vector<std::pair<std::string, Features>> cases(12);
     const auto with = [&](size_t i, const std::string& name) -> Features& {
         cases[i].first = name;
         return cases[i].second;
@@ -437,6 +450,7 @@ TEST(Attention, EachFeatureAgreesWithDouble) {
     with(7, "random mask").masking = Masking::kRandom;
     with(8, "hidden blocks and tokens").masking = Masking::kHoles;
     with(9, "empty").empty = true;
+    with(11, "evicted").evicted = true;
     Features& alibi = with(10, "ALiBi");
     alibi.masking = Masking::kCausal;
     alibi.slopes = true;
@@ -528,6 +542,10 @@ TEST(Attention, ChoosesItsWay) {
     LayerStore nothing_coded(kBlock, 64, 64, true);
     nothing_coded.set_codecs(most_lanes.store().geometry(), most_lanes.store().codecs());
     EXPECT_FALSE(Attention().in_code_space(nothing_coded, call));
+
+    LayerStore no_codecs(kBlock, 64, 64, true);
+    no_codecs.set_codecs(most_lanes.store().geometry(), {});
+    EXPECT_FALSE(Attention(kCodeSpace).in_code_space(no_codecs, call));
 }
 
 }  // namespace

@@ -248,7 +248,7 @@ std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32
 }
 
 size_t LayerStore::group_cells() const {
-    return std::max(codecs_.k->group_rows(), codecs_.v->group_rows());
+    return has_codecs() ? std::max(codecs_.k->group_rows(), codecs_.v->group_rows()) : 1;
 }
 
 size_t LayerStore::complete_groups(std::span<uint32_t> cells) const {

@@ -28,6 +28,9 @@ constexpr std::pair<std::string_view, Options::CodecChoice> kCodecs[] = {
     {"token", Options::CodecChoice::kToken},
     {"kivi", Options::CodecChoice::kKivi},
     {"turboquant", Options::CodecChoice::kTurboQuant},
+    {"h2o", Options::CodecChoice::kH2o},
+    {"snapkv", Options::CodecChoice::kSnapKv},
+    {"pyramidkv", Options::CodecChoice::kPyramidKv},
 };
 constexpr std::pair<std::string_view, CoefficientFormat> kCoefficients[] = {
     {"q4", CoefficientFormat::kSigned4},
@@ -132,7 +135,7 @@ constexpr Key kKeys[] = {
          d.options.artifact = v;
          return !v.empty();
      }},
-    {"codec", "auto, dictionary, scalar, none, token, kivi or turboquant",
+    {"codec", "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, h2o, snapkv or pyramidkv",
      [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
     {"budget", "a share such as 20% or 0.2",
      [](Draft& d, std::string_view v) { return set_budget(v, d.options.budget); }},
@@ -221,12 +224,13 @@ Options parse_options(std::string_view text) {
     }
     check_bits(draft.options);
     const bool strict = draft.options.mode == Options::Mode::kStrict;
-    if (strict && draft.window.value_or(0) != 0) {
-        throw Error(fmt::format("KVCODEC: mode=strict keeps no window, but window={} is given; leave one of them out",
-                                *draft.window));
+    const bool bare = strict || draft.options.evicts();
+    if (bare && draft.window.value_or(0) != 0) {
+        throw Error(fmt::format("KVCODEC: {} keeps no window, but window={} is given; leave one of them out",
+                                strict ? "mode=strict" : "a codec that evicts", *draft.window));
     }
-    draft.options.window = draft.window.value_or(strict ? 0 : draft.options.window);
-    draft.options.sinks = draft.sinks.value_or(strict ? 0 : draft.options.sinks);
+    draft.options.window = draft.window.value_or(bare ? 0 : draft.options.window);
+    draft.options.sinks = draft.sinks.value_or(bare ? 0 : draft.options.sinks);
     return draft.options;
 }
 
@@ -235,7 +239,9 @@ std::string to_string(const Options& options) {
         throw Error(fmt::format("KVCODEC cannot hold the artifact path '{}': it contains a comma; rename the file",
                                 options.artifact));
     }
-    const Options defaults = parse_options(options.mode == Options::Mode::kStrict ? "mode=strict" : "");
+    const Options defaults = parse_options(options.mode == Options::Mode::kStrict ? "mode=strict"
+                                           : options.evicts()                     ? "codec=h2o"
+                                                                                  : "");
     std::string text;
     const auto put = [&](std::string_view key, const auto& value, bool wanted) {
         if (wanted) {
@@ -253,7 +259,7 @@ std::string to_string(const Options& options) {
         put(key + "_v", v.value_or(0), v && !both);
     };
     put("artifact", options.artifact, !options.artifact.empty());
-    put_name("codec", options.codec, defaults.codec, kCodecs);
+    put_name("codec", options.codec, Options().codec, kCodecs);
     put("budget", options.budget.value_or(0), options.budget.has_value());
     put_sides("s", options.s_k, options.s_v);
     put_sides("bits", options.bits_k, options.bits_v);

@@ -18,9 +18,12 @@ struct Options {
         kDictionary,  ///< needs an artifact
         kScalar,      ///< needs no artifact, but uses the means of one
         kNone,        ///< every layer passes through
-        kToken,       ///< baselines, see docs/baselines.md
+        kToken,       ///< baselines that code, see docs/baselines.md
         kKivi,
         kTurboQuant,
+        kH2o,  ///< baselines that evict rows instead: `budget` is the share that is kept
+        kSnapKv,
+        kPyramidKv,
     };
     enum class Mode : uint8_t {
         kLive,    ///< window and sinks stay dense
@@ -38,7 +41,7 @@ struct Options {
     };
 
     std::string artifact;                    ///< artifact=PATH
-    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none|token|kivi|turboquant
+    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none|token|kivi|turboquant|h2o|snapkv|...
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=
@@ -57,6 +60,10 @@ struct Options {
     Measure measure = Measure::kOff;     ///< measure=off|error|time, for evaluation
 
     bool operator==(const Options&) const = default;
+    /// Whether rows are evicted. Then there is no window, and no sinks unless they are given.
+    bool evicts() const {
+        return codec == CodecChoice::kH2o || codec == CodecChoice::kSnapKv || codec == CodecChoice::kPyramidKv;
+    }
 };
 
 /// Whether this is a published rival, there to be compared with. It uses no artifact and no budget.

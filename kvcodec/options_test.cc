@@ -70,11 +70,28 @@ TEST(OptionsTest, StrictKeepsNothingDenseUnlessSinksAreGiven) {
     EXPECT_NE(error_of("window=128,mode=strict").find("window=128"), std::string::npos);
 }
 
+TEST(OptionsTest, EvictionKeepsNothingBeyondItsBudgetUnlessSinksAreGiven) {
+    for (const auto& [text, codec] : {std::pair{"codec=h2o", Options::CodecChoice::kH2o},
+                                      {"codec=snapkv", Options::CodecChoice::kSnapKv},
+                                      {"codec=pyramidkv", Options::CodecChoice::kPyramidKv}}) {
+        const Options options = parse_options(text);
+        EXPECT_EQ(options.codec, codec);
+        EXPECT_TRUE(options.evicts());
+        EXPECT_EQ(options.window, 0U);
+        EXPECT_EQ(options.sinks, 0U);
+        EXPECT_EQ(parse_options(std::string("sinks=4,") + text).sinks, 4U);
+        EXPECT_EQ(to_string(options), text);
+    }
+    EXPECT_FALSE(parse_options("codec=scalar").evicts());
+    EXPECT_NE(error_of("codec=snapkv,window=64").find("window=64"), std::string::npos);
+}
+
 TEST(OptionsTest, RoundTrips) {
     for (const char* text :
          {"mode=strict", "mode=strict,sinks=4", "mode=live,window=0,sinks=0", "s=8", "s_k=8", "s_v=9",
           "s_k=8,s_v=9,bits=4", "bits_v=3", "budget=18.3%", "budget=0.3333333333333333", "relative_error=0.1",
-          "crossover=0", "codec=none,log=quiet,release=off,prefill=exact,measure=error",
+          "crossover=0", "codec=h2o,budget=20%", "mode=strict,codec=pyramidkv,sinks=4", "codec=snapkv,sinks=4",
+          "codec=none,log=quiet,release=off,prefill=exact,measure=error",
           "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published", "codec=token", "codec=kivi,bits_v=4",
           "codec=turboquant,bits_k=3,bits_v=2"}) {
         const Options options = parse_options(text);

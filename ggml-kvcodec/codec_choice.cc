@@ -43,7 +43,7 @@ bool has_nonzero(const std::vector<float>& values) {
 }  // namespace
 
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
-    if (!options.artifact.empty() && !off() && !is_baseline(options.codec)) {
+    if (!options.artifact.empty() && !off() && !options.is_baseline()) {
         artifact_ = read_artifact(options.artifact);
     } else if (options.codec == Options::CodecChoice::kDictionary) {
         throw Error("codec=dictionary needs artifact=FILE; make one with `kvcodec train -m MODEL`");
@@ -138,10 +138,26 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
     return dictionary(*trained, largest);
 }
 
+std::optional<EvictionSettings> CodecChoice::eviction(size_t layer, size_t n_layers) const {
+    EvictionSettings settings{EvictionSettings::Method::kH2o, budget_, options_.sinks, layer, n_layers};
+    switch (options_.codec) {
+        case Options::CodecChoice::kH2o:
+            return settings;
+        case Options::CodecChoice::kSnapKv:
+            settings.method = EvictionSettings::Method::kSnapKv;
+            return settings;
+        case Options::CodecChoice::kPyramidKv:
+            settings.method = EvictionSettings::Method::kPyramidKv;
+            return settings;
+        default:
+            return std::nullopt;
+    }
+}
+
 CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     const std::lock_guard lock(mutex_);
     const LayerGeometry& g = facts.geometry;
-    if (is_baseline(options_.codec)) {
+    if (options_.is_baseline()) {
         return choose_baseline(g);
     }
     const bool rotated = facts.k_origin.rotation == RowOrigin::Rotation::kKnown;

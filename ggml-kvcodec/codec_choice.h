@@ -11,6 +11,7 @@
 
 #include "ggml-kvcodec/op_chain.h"
 #include "kvcodec/artifact/artifact.h"
+#include "kvcodec/evict/evictor.h"
 #include "kvcodec/options.h"
 #include "kvcodec/store/layer_store.h"
 
@@ -52,6 +53,9 @@ class CodecChoice {
         size_t fixed_bytes = 0;  ///< atoms and means
     };
     Choice choose(const LayerFacts& facts);
+    /// How a layer evicts, for codecs that do: rank `layer` of n_layers. Its store has no codecs then, and nothing of
+    /// an artifact is used.
+    std::optional<EvictionSettings> eviction(size_t layer, size_t n_layers) const;
 
     /// Bytes of what layers share: RoPE tables, tables of baselines.
     size_t shared_bytes() const;

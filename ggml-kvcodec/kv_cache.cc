@@ -146,7 +146,7 @@ KvCache::KvCache(std::shared_ptr<CodecChoice> choice, Reservation& memory)
       choice_(std::move(choice)),
       memory_(memory),
       window_(options_.mode == Options::Mode::kStrict ? 0 : options_.window),
-      sinks_(options_.sinks),
+      sinks_(options_.evicts() ? 0 : options_.sinks),  // an evictor keeps them within its budget
       attention_(options_.crossover, options_.measure == Options::Measure::kTime ? &times_ : nullptr) {
     static std::atomic<uint64_t> n_caches = 0;
     id_ = n_caches++;
@@ -234,6 +234,7 @@ void KvCache::pass_through(Layer& layer, const std::string& reason) {
         }
     }
     layer.store.reset();
+    layer.evictor.reset();
     layer.ripe.clear();
 }
 
@@ -308,6 +309,9 @@ bool KvCache::set_rows(ggml_tensor* node) {
     for (int64_t i = 0; i < rows->ne[1]; ++i) {
         const auto* row = reinterpret_cast<const float*>(data_of<char>(rows) + i * static_cast<int64_t>(rows->nb[1]));
         layer.store->write(is_key ? Side::kK : Side::kV, static_cast<size_t>(cells[i]), row);
+        if (is_key && layer.evictor != nullptr) {
+            layer.evictor->forget(static_cast<size_t>(cells[i]));
+        }
     }
     return true;
 }
@@ -324,6 +328,16 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
     }
     if (q->ne[2] % k->ne[2] != 0) {
         return "its query heads are not a multiple of its KV heads";
+    }
+    const auto rank = static_cast<size_t>(std::distance(layers_.begin(), layers_.find(layer.index)));
+    if (const auto settings = choice_->eviction(rank, layers_.size())) {
+        layer.store->set_codecs(geometry, {});
+        layer.evictor = std::make_unique<Evictor>(*settings, geometry);
+        layer.state = Layer::State::kCompressed;
+        for (size_t cell = 0; cell < n_cells_; ++cell) {
+            evict_zero_rows(layer, cell);
+        }
+        return {};
     }
     LayerFacts facts{static_cast<uint32_t>(layer.index), geometry, layer.k_origin ? *layer.k_origin : RowOrigin{},
                      layer.v_origin ? *layer.v_origin : RowOrigin{}};
@@ -351,7 +365,8 @@ void KvCache::grow_older(const ggml_tensor* node) {
     size_t kept = 0;
     for (const uint32_t cell : young_) {
         age_[cell] += sight.of(cell);
-        if (age_[cell] >= std::max(window_, 1U) && !is_sink(cell)) {
+        // Of an evicting cache, cells are young until a decision has been made on them.
+        if (!options_.evicts() && age_[cell] >= std::max(window_, 1U) && !is_sink(cell)) {
             is_young_[cell] = 0;
             ripe.push_back(cell);
         } else {
@@ -366,7 +381,8 @@ void KvCache::grow_older(const ggml_tensor* node) {
     }
 }
 
-// Counts, once a graph, the pairs that attention is about to read, and those of them that it reads through codes.
+// Counts, once a graph, the pairs that attention is about to read, and those of them that it reads through codes:
+// of an evicting cache, those whose key had been decided on.
 void KvCache::count_pairs(const Layer& layer, const ggml_tensor* node) {
     if (pairs_counted_) {
         return;
@@ -376,10 +392,37 @@ void KvCache::count_pairs(const Layer& layer, const ggml_tensor* node) {
     const uint64_t pairs = sight.pairs();
     uint64_t dense = 0;
     for (size_t cell = 0; cell < n_cells_; ++cell) {
-        dense += layer.store->is_dense(cell) ? sight.of(cell) : 0;
+        const bool is_dense = options_.evicts() ? is_young_[cell] != 0 : layer.store->is_dense(cell);
+        dense += is_dense ? sight.of(cell) : 0;
     }
     counters_.pairs += pairs;
     counters_.pairs_coded += pairs - std::min(pairs, dense);
+}
+
+void KvCache::evict(Layer& layer, const AttentionCall& call, Team& team) {
+    const int64_t start = ggml_time_us();
+    const std::span<const uint32_t> decided = layer.evictor->observe(*layer.store, call, team);
+    for (const uint32_t cell : decided) {
+        is_young_[cell] = 0;
+    }
+    if (!decided.empty()) {
+        std::erase_if(young_, [&](uint32_t cell) { return is_young_[cell] == 0; });
+    }
+    counters_.encode_us += ggml_time_us() - start;
+}
+
+// Evicted rows are zeros in a state that the host has saved, and no key of a model is: they come back as evicted.
+void KvCache::evict_zero_rows(Layer& layer, size_t cell) {
+    const LayerGeometry& g = layer.store->geometry();
+    for (size_t head = 0; head < g.n_head_kv; ++head) {
+        const auto is_zero = [&](Side side, size_t dim) {
+            const uint16_t* row = layer.store->dense_row(side, cell) + head * dim;
+            return std::all_of(row, row + dim, [](uint16_t value) { return value == 0; });
+        };
+        if (layer.store->is_dense(cell) && is_zero(Side::kK, g.dim_k) && is_zero(Side::kV, g.dim_v)) {
+            layer.store->evict(cell, head);
+        }
+    }
 }
 
 // Compares the first codes with what the artifact promises: one of another model is caught before it harms.
@@ -521,7 +564,6 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
     }
     count_pairs(layer, node);
 
-    const int64_t start = ggml_time_us();
     const std::vector<float> slopes = alibi_slopes(op_float(node, 1), static_cast<size_t>(q->ne[2]));
     AttentionCall call;
     call.q_token_stride = q->nb[1] / sizeof(float);
@@ -546,10 +588,14 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
                                                             stream % mask->ne[3] * static_cast<int64_t>(mask->nb[3]));
         call.out =
             reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<int64_t>(node->nb[3]));
+        const int64_t start = ggml_time_us();
         ++(attention_.in_code_space(*layer.store, call) ? counters_.code_space_calls : counters_.block_calls);
         attention_.run(*layer.store, call, team);
+        counters_.attention_us += ggml_time_us() - start;
+        if (layer.evictor != nullptr) {
+            evict(layer, call, team);
+        }
     }
-    counters_.attention_us += ggml_time_us() - start;
 
     // Small batches are steps of several sequences or of speculative decoding.
     constexpr size_t kFewestPromptTokens = 64;
@@ -635,6 +681,10 @@ void KvCache::set(ggml_tensor* tensor, const void* data, size_t offset, size_t s
         }
         std::memcpy(reinterpret_cast<char*>(row.data()) + at % bytes, static_cast<const char*>(data) + done, part);
         layer.store->write_half(side, cell, row.data());
+        if (layer.evictor != nullptr) {
+            layer.evictor->forget(cell);
+            evict_zero_rows(layer, cell);
+        }
         reset_cell(cell);
         age_[cell] = window_;  // restored rows are old: they are coded as soon as they are used
         if (is_first(layer, side)) {
@@ -665,6 +715,9 @@ bool KvCache::copy(const ggml_tensor* from, ggml_tensor* to) {
     }
     for (size_t i = 0; i < n; ++i) {
         layer->store->copy_cell(source + i, target + i);
+        if (layer->evictor != nullptr) {
+            layer->evictor->copy_cell(source + i, target + i);
+        }
         positions_[target + i] = positions_[source + i];
         if (layer->store->is_dense(target + i)) {
             reset_cell(target + i);
@@ -677,6 +730,9 @@ void KvCache::clear() {
     for (auto& [index, layer] : layers_) {
         if (layer.store != nullptr) {
             layer.store->clear();
+        }
+        if (layer.evictor != nullptr) {
+            layer.evictor->clear();
         }
         layer.ripe.clear();
     }
@@ -706,12 +762,25 @@ size_t KvCache::dense_tokens() const {
     return window_ + (sinks_ + group - 1) / group * group + group - 1;
 }
 
+// Bytes of a token once it is compressed. Of an evicting layer: what decisions have left so far, or the budget's share
+// before there was one.
+double KvCache::bytes_per_token(const Layer& layer) {
+    return (layer.evictor == nullptr ? 1.0 : layer.evictor->share(*layer.store)) *
+           static_cast<double>(layer.store->code_bytes_per_token());
+}
+
+std::string KvCache::describe(const Layer& layer) {
+    return layer.evictor != nullptr
+               ? layer.evictor->describe()
+               : fmt::format("K {}, V {}", layer.store->codecs().k->describe(), layer.store->codecs().v->describe());
+}
+
 void KvCache::report_load() {
     if (reported_load_ || options_.log == Options::Log::kQuiet) {
         return;
     }
     size_t compressed = 0;
-    size_t code_bytes = 0;
+    double code_bytes = 0;
     size_t dense_bytes = 0;
     size_t dense_row_bytes = 0;
     std::set<std::string> codecs;
@@ -726,23 +795,23 @@ void KvCache::report_load() {
         dense_bytes += bytes;
         if (layer.state == Layer::State::kCompressed) {
             ++compressed;
-            code_bytes += layer.store->code_bytes_per_token();
+            code_bytes += bytes_per_token(layer);
             dense_row_bytes += bytes;
-            codecs.insert(
-                fmt::format("K {}, V {}", layer.store->codecs().k->describe(), layer.store->codecs().v->describe()));
+            codecs.insert(describe(layer));
         } else {
-            code_bytes += bytes;
+            code_bytes += static_cast<double>(bytes);
         }
     }
     reported_load_ = true;
     if (dense_bytes == 0) {
         return;
     }
-    const size_t total = code_bytes * n_cells_ + dense_row_bytes * std::min(n_cells_, dense_tokens()) + fixed_bytes();
+    const size_t total = static_cast<size_t>(code_bytes * static_cast<double>(n_cells_)) +
+                         dense_row_bytes * std::min(n_cells_, dense_tokens()) + fixed_bytes();
     log_summary(
         "{} of {} layers compressed ({}); rate {:.1f} % of f16; at {} tokens {:.1f} MiB in all, {:.1f} % of f16",
         compressed, layers_.size(), codecs.empty() ? "none" : *codecs.begin(),
-        100.0 * static_cast<double>(code_bytes) / static_cast<double>(dense_bytes), n_cells_, mebibytes(total),
+        100.0 * code_bytes / static_cast<double>(dense_bytes), n_cells_, mebibytes(total),
         100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
 }
 
@@ -752,9 +821,10 @@ KvCache::Totals KvCache::totals() const {
     for (const auto& [index, layer] : layers_) {
         if (layer.store != nullptr) {
             const size_t f16 = row_bytes(layer.k) + row_bytes(layer.v);
-            const size_t cells = layer.store->coded_cells() + layer.store->dense_rows();
+            const size_t cells = layer.store->coded_cells() + layer.store->dense_rows() + layer.store->emptied_cells();
             ++totals.compressed_layers;
             totals.resident_bytes += layer.store->resident_bytes();
+            totals.resident_bytes += layer.evictor == nullptr ? 0 : layer.evictor->resident_bytes();
             totals.coded_cells = std::max(totals.coded_cells, layer.store->coded_cells());
             totals.dense_cells = std::max(totals.dense_cells, layer.store->dense_rows());
             totals.rows_rebuilt += layer.store->rows_rebuilt();
@@ -783,7 +853,7 @@ void KvCache::report_end() {
 
 std::string KvCache::report_json() const {
     const Totals sum = totals();
-    size_t code_bytes = 0;
+    double code_bytes = 0;
     size_t f16_bytes = 0;
     std::string codecs;
     std::string distortion;
@@ -794,11 +864,8 @@ std::string KvCache::report_json() const {
         const size_t bytes = row_bytes(layer.k) + row_bytes(layer.v);
         const bool compressed = layer.state == Layer::State::kCompressed;
         f16_bytes += bytes;
-        code_bytes += compressed ? layer.store->code_bytes_per_token() : bytes;
-        codecs += fmt::format("{}\"{}\"", codecs.empty() ? "" : ",",
-                              compressed ? fmt::format("K {}, V {}", layer.store->codecs().k->describe(),
-                                                       layer.store->codecs().v->describe())
-                                         : "f16");
+        code_bytes += compressed ? bytes_per_token(layer) : static_cast<double>(bytes);
+        codecs += fmt::format("{}\"{}\"", codecs.empty() ? "" : ",", compressed ? describe(layer) : "f16");
         const auto ranges = [](const DistortionByRange& sums) {
             std::string text;
             for (const Distortion& d : sums) {
@@ -806,7 +873,7 @@ std::string KvCache::report_json() const {
             }
             return text;
         };
-        if (options_.measure == Options::Measure::kError && compressed) {
+        if (options_.measure == Options::Measure::kError && compressed && layer.evictor == nullptr) {
             distortion += fmt::format(R"({}{{"layer":{},"k":[{}],"v":[{}]}})", distortion.empty() ? "" : ",", index,
                                       ranges(layer.distortion_k), ranges(layer.distortion_v));
         }
@@ -819,7 +886,7 @@ std::string KvCache::report_json() const {
         R"({{"id":{},"cells":{},"codecs":[{}],"code_bytes":{},"f16_bytes":{},"fixed_bytes":{},"window":{},"sinks":{},)"
         R"("dense_tokens":{},"resident_bytes":{},"coded_cells":{},"dense_cells":{},"pairs":{},"pairs_coded":{},)"
         R"("rows_rebuilt":{},"encode_us":{},"attention_us":{},"times_us":{{{}}},"distortion":[{}]}})",
-        id_, n_cells_, codecs, code_bytes, f16_bytes, fixed_bytes(), window_, sinks_, dense_tokens(),
+        id_, n_cells_, codecs, std::llround(code_bytes), f16_bytes, fixed_bytes(), window_, sinks_, dense_tokens(),
         sum.resident_bytes, sum.coded_cells, sum.dense_cells, counters_.pairs, counters_.pairs_coded, sum.rows_rebuilt,
         counters_.encode_us, counters_.attention_us, times, distortion);
 }

@@ -17,6 +17,7 @@
 #include "ggml-kvcodec/report.h"
 #include "ggml.h"
 #include "kvcodec/attend/attention.h"
+#include "kvcodec/evict/evictor.h"
 #include "kvcodec/options.h"
 #include "kvcodec/store/layer_store.h"
 
@@ -36,6 +37,7 @@ struct Layer {
     ggml_tensor* v = nullptr;
     State state = State::kFresh;
     std::unique_ptr<LayerStore> store;
+    std::unique_ptr<Evictor> evictor;  // of a compressed layer that evicts rows instead of coding them
     std::unique_ptr<RowOrigin> k_origin;
     std::unique_ptr<RowOrigin> v_origin;
     std::vector<uint32_t> ripe;  // cells old enough to be coded
@@ -52,7 +54,7 @@ struct Layer {
 struct CacheCounters {
     uint64_t cells_coded = 0;  ///< one layer's cells coded, summed over layers
     uint64_t pairs = 0;        ///< (query, key) pairs attended to, one layer
-    uint64_t pairs_coded = 0;  ///< of these, keys read through codes
+    uint64_t pairs_coded = 0;  ///< of these, keys read through codes; where rows are evicted, keys once decided on
     int64_t encode_us = 0;
     int64_t attention_us = 0;
     int64_t code_space_calls = 0;
@@ -102,10 +104,14 @@ class KvCache {
     void grow_older(const ggml_tensor* node);
     void count_pairs(const Layer& layer, const ggml_tensor* node);
     void encode_ripe(Layer& layer, bool all, Team& team);
+    void evict(Layer& layer, const AttentionCall& call, Team& team);
+    static void evict_zero_rows(Layer& layer, size_t cell);
     bool is_first(const Layer& layer, Side side) const;
     bool is_sink(size_t cell) const { return positions_[cell] >= 0 && positions_[cell] < static_cast<int32_t>(sinks_); }
     size_t fixed_bytes() const;
     size_t dense_tokens() const;
+    static double bytes_per_token(const Layer& layer);
+    static std::string describe(const Layer& layer);
     struct Totals {
         size_t resident_bytes = 0;
         size_t f16_bytes = 0;  // of the cells in use

@@ -196,7 +196,11 @@ std::string_view name_of(Names<E> names, E value) {
 void check_bits(const Options& options) {
     const auto check = [&](std::string_view side, std::optional<uint32_t> bits) {
         const bool has_3 = options.codec == Options::CodecChoice::kTurboQuant;
-        if (is_baseline(options.codec) && bits && (*bits > 4 || (*bits == 3 && !has_3))) {
+        if (options.evicts() && bits) {
+            throw Error(fmt::format("KVCODEC: codec={} keeps rows in f16, but bits_{}={} is given; leave it out",
+                                    name_of<Options::CodecChoice>(kCodecs, options.codec), side, *bits));
+        }
+        if (options.is_baseline() && bits && (*bits > 4 || (*bits == 3 && !has_3))) {
             throw Error(fmt::format("KVCODEC: codec={} has {} bits, but bits_{}={} is given",
                                     name_of<Options::CodecChoice>(kCodecs, options.codec),
                                     has_3 ? "2, 3 or 4" : "2 or 4", side, *bits));
@@ -207,11 +211,6 @@ void check_bits(const Options& options) {
 }
 
 }  // namespace
-
-bool is_baseline(Options::CodecChoice codec) {
-    return codec == Options::CodecChoice::kToken || codec == Options::CodecChoice::kKivi ||
-           codec == Options::CodecChoice::kTurboQuant;
-}
 
 Options parse_options(std::string_view text) {
     Draft draft;

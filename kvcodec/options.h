@@ -60,14 +60,17 @@ struct Options {
     Measure measure = Measure::kOff;     ///< measure=off|error|time, for evaluation
 
     bool operator==(const Options&) const = default;
+
     /// Whether rows are evicted. Then there is no window, and no sinks unless they are given.
     bool evicts() const {
         return codec == CodecChoice::kH2o || codec == CodecChoice::kSnapKv || codec == CodecChoice::kPyramidKv;
     }
+    /// Whether the codec is a published rival, there to be compared with. These use no artifact.
+    bool is_baseline() const {
+        return evicts() || codec == CodecChoice::kToken || codec == CodecChoice::kKivi ||
+               codec == CodecChoice::kTurboQuant;
+    }
 };
-
-/// Whether this is a published rival, there to be compared with. It uses no artifact and no budget.
-bool is_baseline(Options::CodecChoice codec);
 
 /// Throws Error naming the unknown key or the bad value, and the valid ones.
 Options parse_options(std::string_view text);

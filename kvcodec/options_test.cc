@@ -87,13 +87,26 @@ TEST(OptionsTest, EvictionKeepsNothingBeyondItsBudgetUnlessSinksAreGiven) {
 }
 
 TEST(OptionsTest, RoundTrips) {
-    for (const char* text :
-         {"mode=strict", "mode=strict,sinks=4", "mode=live,window=0,sinks=0", "s=8", "s_k=8", "s_v=9",
-          "s_k=8,s_v=9,bits=4", "bits_v=3", "budget=18.3%", "budget=0.3333333333333333", "relative_error=0.1",
-          "crossover=0", "codec=h2o,budget=20%", "mode=strict,codec=pyramidkv,sinks=4", "codec=snapkv,sinks=4",
-          "codec=none,log=quiet,release=off,prefill=exact,measure=error",
-          "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published", "codec=token", "codec=kivi,bits_v=4",
-          "codec=turboquant,bits_k=3,bits_v=2"}) {
+    for (const char* text : {"mode=strict",
+                             "mode=strict,sinks=4",
+                             "mode=live,window=0,sinks=0",
+                             "s=8",
+                             "s_k=8",
+                             "s_v=9",
+                             "s_k=8,s_v=9,bits=4",
+                             "bits_v=3",
+                             "budget=18.3%",
+                             "budget=0.3333333333333333",
+                             "relative_error=0.1",
+                             "crossover=0",
+                             "codec=h2o,budget=20%",
+                             "mode=strict,codec=pyramidkv,sinks=4",
+                             "codec=snapkv,sinks=4",
+                             "codec=none,log=quiet,release=off,prefill=exact,measure=error",
+                             "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published",
+                             "codec=token",
+                             "codec=kivi,bits_v=4",
+                             "codec=turboquant,bits_k=3,bits_v=2"}) {
         const Options options = parse_options(text);
         EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
     }

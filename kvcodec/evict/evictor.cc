@@ -123,6 +123,12 @@ Evictor::Rows Evictor::rows(const LayerStore& store) const {
     return rows;
 }
 
+double Evictor::share(const LayerStore& store) const {
+    const Rows counted = rows(store);
+    return counted.decided == 0 ? settings_.budget
+                                : static_cast<double>(counted.kept) / static_cast<double>(counted.decided);
+}
+
 std::string Evictor::describe() const {
     constexpr const char* kNames[] = {"h2o", "snapkv", "pyramidkv"};
     return fmt::format("{}, {:.4g} % of rows kept", kNames[static_cast<size_t>(settings_.method)],

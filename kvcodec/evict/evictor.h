@@ -62,6 +62,8 @@ class Evictor {
         uint64_t kept = 0;
     };
     Rows rows(const LayerStore& store) const;
+    /// Kept rows per decided row; the budget before the first decision.
+    double share(const LayerStore& store) const;
 
     /// E.g. "h2o, 20 % of rows kept".
     std::string describe() const;

@@ -67,7 +67,7 @@ std::vector<CacheSpec> parse_plugin_cache(const std::string& name, const std::ve
         }
     }
     const Options options = parse_options(spec.options);  // an unknown key is reported now, not after an hour
-    if (artifact || artifacts.empty() || is_baseline(options.codec)) {
+    if (artifact || artifacts.empty() || options.is_baseline()) {
         spec.artifact = artifact == "none" ? "" : artifact.value_or("");
         return {spec};
     }

@@ -719,10 +719,13 @@ bool KvCache::copy(const ggml_tensor* from, ggml_tensor* to) {
             layer->evictor->copy_cell(source + i, target + i);
         }
         positions_[target + i] = positions_[source + i];
-        if (layer->store->is_dense(target + i)) {
+        if (layer->evictor != nullptr && layer->evictor->is_decided(target + i)) {
+            is_young_[target + i] = 0;
+        } else if (layer->store->is_dense(target + i)) {
             reset_cell(target + i);
         }
     }
+    std::erase_if(young_, [&](uint32_t cell) { return is_young_[cell] == 0; });
     return true;
 }
 

@@ -56,6 +56,7 @@ class Evictor {
     void copy_cell(size_t from, size_t to);
     void clear();
 
+    bool is_decided(size_t cell) const { return decided_[cell] != 0; }
     /// Rows (one cell, one KV head) that a decision was made on, and how many of them are left.
     struct Rows {
         uint64_t decided = 0;

@@ -29,6 +29,8 @@ struct EvictionSettings {
 /// - The KV heads of grouped-query attention select by the sum over their query heads. The released code of SnapKV and
 ///   PyramidKV repeats keys for each query head first, and thereby stores more.
 /// - Keys keep the positions that they were rotated with, as in the papers' main experiments.
+/// - Queries of the batch that is being read see its own keys before any of them is evicted.
+/// - H2O's sums are not in a state that the host saves.
 /// - Capacity counts the cells that the last query token sees. If a stream holds several sequences, only its sequence
 ///   is reduced, and queries of the others take part in what is observed.
 /// - A cell's memory comes back when its last head is evicted, so memory shrinks less than the rate says. H2O's

@@ -31,11 +31,19 @@ run "$kvcodec" run --artifact "$artifact" --budget 20% -- "$programs/llama-compl
 grep -a "kvcodec: .*\(layers compressed\|cells coded\)" "$work/generate.log" | sed 's/.*kvcodec: /  /' >&2
 
 echo >&2
-echo "== 3. Compare" >&2
-python3 scripts/demo_table.py --programs "$programs" --documents "$llama_src" --model "$model_file" \
-    --plugin build/release/ggml-kvcodec/libggml-kvcodec.so --artifact "$artifact" --work "$work"
+echo "== 3. Compare, over text that neither the model nor the training has seen here: llama.cpp's documents" >&2
+text="$work/documents.txt"
+find "$llama_src/docs" -name '*.md' -print0 | sort --zero-terminated | xargs --null cat > "$text"
+rm -f "$work/results.json"  # of an earlier artifact
+caches="q8_0,q4_0,kvcodec:20%:sinks=4:artifact=none"
+for budget in 26 20 13.5; do caches+=",kvcodec:$budget%:sinks=4"; done
+run "$kvcodec" eval -m "$model_file" -a "$artifact" --cache "$caches" --suite kld,speed --text "$text" \
+    --ctx-size 2048 --chunks 2 --together 6 --depths 4096 --sequences 1 --json "$work/results.json" \
+    --html "$work/results.html" > "$work/tables.md"
+sed '/^\*\*kld/,$d' "$work/tables.md"  # the overview; the rest is in the page
 cat << TEXT
 
+More tables and charts: $work/results.html
 Use it:     $kvcodec run --artifact $artifact --budget 20% -- $programs/llama-server -m $model_file
 Look at it: $kvcodec inspect $artifact
 TEXT

@@ -135,6 +135,87 @@ class Eval(unittest.TestCase):
         self.assertLess(found[BROKEN]["mcnemar_p"], 0.05)
         self.assertGreater(found["f16"]["strict_score"], 0.5)
 
+    def test_longbench_scores_each_type(self):
+        story = "Anna went to the market. She bought three green apples and a loaf of bread for her brother Tom."
+        kinds = {
+            "qasper": ("Where did Anna go?", ["The market"]),
+            "samsum": ("", ["Anna bought apples and bread."]),
+            "trec": ("Question: Where is Rome? Type:", ["Location"]),
+            "passage_retrieval_en": ("Paragraph 1 is about a market. Which paragraph is it?", ["Paragraph 1"]),
+            "lcc": ("def add(a, b):\n    return", ["a + b"]),
+        }
+        path = host.WORK / "longbench.jsonl"
+        with path.open("w") as file:
+            for dataset, (question, answers) in kinds.items():
+                line = {"dataset": dataset, "context": "" if dataset == "lcc" else story, "input": question,
+                        "answers": answers, "all_classes": ["Location", "Person"]}  # fmt: skip
+                file.write(json.dumps(line) + "\n")
+        found = self.run_suite("longbench", "--tasks", path)
+        self.assertEqual(set(found["f16"]["groups"]), set(kinds))
+        for result in found.values():
+            self.assertTrue(all(0 <= score <= 1 for score in result["scores"]), result)
+        for kind in ("qasper", "samsum", "lcc"):
+            self.assertGreater(found["f16"]["groups"][kind]["score"], 0, found["f16"])
+        self.assertLess(found[BROKEN]["score"], found["f16"]["score"])
+
+    def test_choice_retrieval_needle_ruler_and_generate(self):
+        path = host.WORK / "choice.jsonl"
+        line = {"question": "Which is an animal?", "options": ["stone", "cat"], "answer_index": 1, "category": "easy"}
+        path.write_text(json.dumps(line) + "\n")
+        found = self.run_suite("choice", "--tasks", path, "--max-tokens", 32)
+        self.assertEqual(found["f16"]["n"], 1)
+        self.assertIn("easy", found["f16"]["groups"])
+        path = host.WORK / "records.jsonl"
+        line = {"ordered_kv_records": [["aa", "17"], ["bb", "42"], ["cc", "58"]], "key": "bb", "value": "42"}
+        path.write_text(json.dumps(line) + "\n")
+        found = self.run_suite("retrieval", "--tasks", path)
+        self.assertEqual(found[GOOD]["score"], 1)
+        found = self.run_suite("needle", "--text", host.document_file(40_000), "--ctx-size", "256,384", "-n", 10)
+        self.assertEqual(len(found["f16"]["groups"]), 10)
+        self.assertGreater(found[GOOD]["score"], 0.5)
+        self.assertLess(found[BROKEN]["score"], 0.5)
+        found = self.run_suite("ruler", "--ctx-size", "256", "-n", 4)
+        self.assertEqual(len(found["f16"]["groups"]), 2)
+        found = self.run_suite("generate", "--prompt", "The capital of France is", "--max-tokens", 8)
+        self.assertIn("Paris", found["f16"]["answers"][0])
+        self.assertIn("Paris", found[GOOD]["answers"][0])
+
+    def test_speed_and_components(self):
+        path, page = fresh("eval-speed.json"), fresh("eval-speed.html")
+        result = evaluate(
+            "--suite", "speed,components,kld", "--depths", "0,256", "--sequences", "1,2", "--cache", GOOD,
+            "--text", host.document_file(40_000), "--ctx-size", N_CTX, "--chunks", 1, "--html", page, json_file=path,
+        )  # fmt: skip
+        self.assertEqual(result.code, 0, result)
+        entries = {(e["suite"], e["cache"]): e["result"] for e in json.loads(path.read_text())["results"]}
+        f16, ours = entries["speed", "f16"], entries["speed", GOOD]
+        self.assertGreater(f16["depths"][1]["median_ms"], f16["depths"][0]["median_ms"])
+        self.assertEqual([point["sequences"] for point in ours["sequences"]], [1, 2])
+        # 30 layers of 3 heads of 64 + 64 elements; the host's cache is all there from the start.
+        self.assertEqual(f16["resident_bytes"] % (30 * 3 * 128 * 2), 0)
+        self.assertLess(ours["rate"], 0.52)
+        self.assertGreater(sum(entries["components", GOOD]["parts_ms"].values()), 0)
+        self.assertIn("overview", page.read_text())
+        self.assertRegex(result.out, r"\| f16 \| 100.0 % .*reference")
+
+    def test_baselines(self):
+        """Sizes as their papers have them, and answers that are not far off with many bits or rows."""
+        rates = {"token:bits=4": 5 / 16, "kivi:bits=4": 5 / 16, "turboquant:bits=4": 4 / 16 + 1 / 64, "h2o:budget=50%": 0.5,
+                 "snapkv:budget=50%": 0.5, "pyramidkv:budget=50%": 0.5}  # fmt: skip
+        path = fresh("eval-baselines.json")
+        caches = ",".join(f"kvcodec:codec={name}" for name in rates)
+        result = evaluate(
+            "--text", host.document_file(40_000), "--ctx-size", 1536, "--chunks", 1, "--together", 6, "--cache", caches,
+            json_file=path,
+        )  # fmt: skip
+        self.assertEqual(result.code, 0, result)
+        found = results(path)
+        for name, rate in rates.items():
+            cache = found[f"kvcodec:codec={name}"]
+            self.assertAlmostEqual(cache["rate"], rate, delta=0.002 if "bits" in name else 0.02, msg=name)
+            self.assertLess(cache["kld"], 0.3, name)
+            self.assertGreater(cache["kld"], 0.001, name)
+
     def test_finished_results_are_kept(self):
         path, page, curve = fresh("eval-resume.json"), fresh("eval.html"), fresh("eval.svg")
         arguments = ["--text", host.document_file(40_000), "--ctx-size", N_CTX, "--chunks", 1]

@@ -6,13 +6,15 @@
 #include <array>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 namespace kvcodec {
 
 namespace {
 
-constexpr double kWidth = 760;
-constexpr double kHeight = 440;
+constexpr double kWidth = 860;
+constexpr double kHeight = 520;
+constexpr double kLegendRow = 18;
 constexpr double kLeft = 70;
 constexpr double kRight = 20;
 constexpr double kTop = 16;
@@ -60,6 +62,62 @@ std::vector<double> ticks(const Axis& axis, int n) {
     }
     return values;
 }
+
+/// Finds places for labels beside their points, so that they do not cover each other. Widths are estimates: text is
+/// laid out by whoever shows the picture.
+class Labels {
+  public:
+    struct Place {
+        double x;
+        double y;
+        const char* anchor;
+    };
+
+    /// Points keep labels away, too.
+    void avoid(double x, double y) { boxes_.push_back({x - 5, x + 5, y - 5, y + 5}); }
+
+    /// The free place nearest to (x, y); the nearest of all if none is free.
+    Place place(double x, double y, size_t n_characters) {
+        constexpr double kCharacter = 6.4;
+        constexpr double kLine = 13;
+        constexpr int kSteps = 12;
+        const double width = kCharacter * static_cast<double>(n_characters);
+        std::optional<Place> chosen;
+        Box box{};
+        for (int step = 0; step <= kSteps && !chosen; ++step) {
+            for (const double shift : {-1.0 * step, 1.0 * step}) {
+                for (const bool right : {true, false}) {
+                    const double baseline = y + 4 + shift * kLine / 2;
+                    const double left = right ? x + 8 : x - 8 - width;
+                    box = {left, left + width, baseline - 10, baseline + 3};
+                    const bool inside =
+                        box.left >= kLeft && box.right <= kWidth && box.top >= 0 && box.bottom <= kHeight - kBottom;
+                    if (!chosen && inside && is_free(box)) {
+                        chosen = {right ? x + 8 : x - 8, baseline, right ? "start" : "end"};
+                        boxes_.push_back(box);
+                    }
+                }
+            }
+        }
+        return chosen.value_or(Place{x + 8, y + 4, "start"});
+    }
+
+  private:
+    struct Box {
+        double left;
+        double right;
+        double top;
+        double bottom;
+    };
+
+    bool is_free(const Box& box) const {
+        return std::ranges::none_of(boxes_, [&](const Box& other) {
+            return box.left < other.right && other.left < box.right && box.top < other.bottom && other.top < box.bottom;
+        });
+    }
+
+    std::vector<Box> boxes_;
+};
 
 std::string open_svg(double width, double height) {
     return fmt::format(
@@ -128,7 +186,17 @@ std::string svg_of(const Chart& chart) {
     const auto px = [&](double value) { return kLeft + x.share(value) * (kWidth - kLeft - kRight); };
     const auto py = [&](double value) { return kHeight - kBottom - y.share(value) * (kHeight - kTop - kBottom); };
 
-    std::string svg = open_svg(kWidth, kHeight);
+    const auto n_legend = static_cast<double>(
+        std::ranges::count_if(chart.series, [](const ChartSeries& series) { return !series.label_points; }));
+    std::string svg = open_svg(kWidth, kHeight + kLegendRow * n_legend);
+    Labels labels;
+    for (const ChartSeries& series : chart.series) {
+        for (const auto& [at, value] : series.points) {
+            if (series.label_points && (!chart.log_y || value > 0)) {
+                labels.avoid(px(at), py(value));
+            }
+        }
+    }
     for (const double value : ticks(x, 8)) {
         svg += fmt::format(R"(<line x1="{0:.1f}" x2="{0:.1f}" y1="{1}" y2="{2}" stroke="#eaeef2"/>)", px(value), kTop,
                            kHeight - kBottom);
@@ -145,7 +213,7 @@ std::string svg_of(const Chart& chart) {
     svg += text_at(16, (kTop + kHeight - kBottom) / 2, "middle", chart.y_label,
                    fmt::format(R"svg(transform="rotate(-90 16 {})")svg", (kTop + kHeight - kBottom) / 2));
 
-    size_t n_legend = 0;
+    double legend_top = kHeight;
     for (size_t i = 0; i < chart.series.size(); ++i) {
         const ChartSeries& series = chart.series[i];
         const char* colour = kColours[i % kColours.size()];
@@ -170,13 +238,13 @@ std::string svg_of(const Chart& chart) {
         svg += markers;
         if (series.label_points) {
             const auto& [at, value] = series.points.front();
-            const bool right = x.share(at) < 0.75;
-            svg += text_at(px(at) + (right ? 8 : -8), py(value) - 6, right ? "start" : "end", series.name);
+            const Labels::Place place = labels.place(px(at), py(value), series.name.size());
+            svg +=
+                text_at(place.x, place.y, place.anchor, series.name, series.emphasised ? R"(font-weight="600")" : "");
         } else {
-            const double row = kTop + 14 + 16 * static_cast<double>(n_legend++);
-            svg += fmt::format(R"(<rect x="{}" y="{}" width="10" height="10" fill="{}"/>)", kWidth - kRight - 14,
-                               row - 9, colour);
-            svg += text_at(kWidth - kRight - 20, row, "end", series.name);
+            svg += fmt::format(R"(<rect x="{}" y="{}" width="10" height="10" fill="{}"/>)", kLeft, legend_top, colour);
+            svg += text_at(kLeft + 16, legend_top + 9, "start", series.name);
+            legend_top += kLegendRow;
         }
     }
     return svg + "</svg>";

@@ -42,7 +42,8 @@ constexpr Suite kSuites[] = {
     {"longbench", run_longbench, "--tasks in LongBench's form"},
     {"choice", run_choice, "--tasks in MMLU-Pro's form"},
     {"generate", run_generate, "answers of all caches to each --prompt, side by side"},
-    {"speed", run_speed, "latency against depth, prompts, parallel sequences, parts of attention"},
+    {"speed", run_speed, "latency against depth, prompts, parallel sequences"},
+    {"components", run_components, "where the time of a step's attention goes, at the deepest of --depths"},
 };
 
 std::string cpu_name() {
@@ -92,9 +93,11 @@ void check_files(const EvalOptions& options) {
             file_checksum(file);
         }
     };
-    require("kld", options.text, "--text");
-    require("recon", options.text, "--text");
-    require("needle", options.text, "--text");
+    for (const std::string_view suite : {"kld", "recon", "needle"}) {
+        for (const std::string& text : options.texts.empty() ? std::vector<std::string>{""} : options.texts) {
+            require(suite, text, "--text");
+        }
+    }
     require("solutions", options.problems, "--problems");
     require("gsm8k", options.problems, "--problems");
     require("longbench", options.tasks, "--tasks");
@@ -185,7 +188,8 @@ void add_eval_command(CLI::App& app) {
     command->add_option("--chunks", options->n_chunks, "Contexts of text for kld and recon")
         ->check(CLI::Range(1, 100000))
         ->capture_default_str();
-    command->add_option("--text", options->text, "Text file");
+    command->add_option("--text", options->texts, "Text file; several are measured apart, e.g. in and out of domain")
+        ->allow_extra_args(false);
     command->add_option("--problems", options->problems, "JSONL of \"question\" and \"answer\" (GSM8K)");
     command->add_option("--examples", options->examples, "JSONL of worked examples for gsm8k");
     command->add_option("--tasks", options->tasks, "JSONL of LongBench, MMLU-Pro or key-value retrieval tasks");

@@ -18,8 +18,8 @@ struct EvalOptions {
     std::string mode = "strict";
     std::vector<size_t> n_ctx;
     size_t n_chunks = 8;
-    size_t together = 4;  ///< caches that run side by side, each with a context of its own
-    std::string text;     ///< file
+    size_t together = 4;             ///< caches that run side by side, each with a context of its own
+    std::vector<std::string> texts;  ///< files
     std::string problems;
     std::string examples;
     std::string tasks;
@@ -75,5 +75,6 @@ void run_longbench(Evaluation& evaluation);
 void run_choice(Evaluation& evaluation);
 void run_generate(Evaluation& evaluation);
 void run_speed(Evaluation& evaluation);
+void run_components(Evaluation& evaluation);
 
 }  // namespace kvcodec

@@ -35,8 +35,8 @@ Json read_reports(ggml_backend_reg_t plugin) {
 }  // namespace
 
 EvalContext::EvalContext(llama_model* model, const CacheSpec& spec, const ContextShape& shape, size_t n_threads,
-                         ggml_backend_reg_t plugin)
-    : spec_(spec), shape_(shape), plugin_(plugin) {
+                         size_t f16_bytes, ggml_backend_reg_t plugin)
+    : spec_(spec), shape_(shape), f16_bytes_(f16_bytes), plugin_(plugin) {
     const auto last_id = [&] {
         const Json reports = read_reports(plugin_);
         return reports.empty() ? int64_t{-1} : reports.back()["id"].get<int64_t>();
@@ -79,7 +79,14 @@ Json EvalContext::report() const {
 Json EvalContext::accounting() const {
     if (!spec_.plugin) {
         const double rate = spec_.host_rate();
-        return {{"rate", rate}, {"total_4k", rate}, {"total_32k", rate}, {"pairs_through_codes", 1.0}};
+        // The host clears its whole cache at the start, so all of it is in memory.
+        const double bytes = rate * static_cast<double>(f16_bytes_ * shape_.n_ctx * shape_.n_seq);
+        return {{"rate", rate},
+                {"total_4k", rate},
+                {"total_32k", rate},
+                {"resident_bytes", bytes},
+                {"f16_bytes_of_token", f16_bytes_},
+                {"pairs_through_codes", 1.0}};
     }
     const Json report = this->report();
     if (report.is_null()) {
@@ -107,7 +114,11 @@ EvalHost::EvalHost(const std::string& model_path, const std::string& plugin, siz
       model_(load_llama_model(model_path, device_)) {}
 
 std::unique_ptr<EvalContext> EvalHost::make_context(const CacheSpec& spec, const ContextShape& shape) const {
-    return std::make_unique<EvalContext>(model_.get(), spec, shape, n_threads_,
+    size_t row = 0;
+    for (const uint32_t n_head_kv : info_.n_head_kv) {
+        row += n_head_kv * (info_.head_dim_k + info_.head_dim_v);
+    }
+    return std::make_unique<EvalContext>(model_.get(), spec, shape, n_threads_, row * sizeof(uint16_t),
                                          device_ == nullptr ? nullptr : ggml_backend_dev_backend_reg(device_));
 }
 

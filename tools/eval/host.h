@@ -26,8 +26,9 @@ struct ContextShape {
 /// A context whose KV cache is the one that a CacheSpec names.
 class EvalContext {
   public:
+    /// f16_bytes: of one token's K and V in an f16 cache.
     EvalContext(llama_model* model, const CacheSpec& spec, const ContextShape& shape, size_t n_threads,
-                ggml_backend_reg_t plugin);
+                size_t f16_bytes, ggml_backend_reg_t plugin);
 
     llama_context* get() const { return context_.get(); }
     const CacheSpec& spec() const { return spec_; }
@@ -44,6 +45,7 @@ class EvalContext {
   private:
     CacheSpec spec_;
     ContextShape shape_;
+    size_t f16_bytes_;
     ggml_backend_reg_t plugin_;
     LlamaContext context_;
     int64_t report_id_ = -1;

@@ -144,17 +144,19 @@ std::vector<std::vector<llama_token>> chunks_of(const EvalHost& host, const std:
     return chunks;
 }
 
-}  // namespace
+Json text_settings(const EvalOptions& options, const std::string& text, size_t n_ctx) {
+    return {{"text", fs::path(text).filename().string()},
+            {"text_checksum", file_checksum(text)},
+            {"n_ctx", n_ctx},
+            {"chunks", options.n_chunks}};
+}
 
-void run_kld(Evaluation& evaluation) {
+void run_kld_on(Evaluation& evaluation, const std::string& text) {
     const EvalOptions& options = evaluation.options;
     for (const size_t n_ctx : options.n_ctx) {
-        const Json settings = {{"text", fs::path(options.text).filename().string()},
-                               {"text_checksum", file_checksum(options.text)},
-                               {"n_ctx", n_ctx},
-                               {"chunks", options.n_chunks}};
+        const Json settings = text_settings(options, text, n_ctx);
         for (const auto& group : evaluation.pending("kld", settings)) {
-            const auto chunks = chunks_of(evaluation.host, options.text, n_ctx, options.n_chunks);
+            const auto chunks = chunks_of(evaluation.host, text, n_ctx, options.n_chunks);
             Progress progress(fmt::format("kld at {} tokens, {} caches", n_ctx, group.size()));
             const ContextShape shape{n_ctx, std::min<size_t>(n_ctx, 512), 1};
             Comparison comparison(evaluation, group, shape);
@@ -167,6 +169,14 @@ void run_kld(Evaluation& evaluation) {
             }
             progress.finish(fmt::format("{} chunks", chunks.size()));
         }
+    }
+}
+
+}  // namespace
+
+void run_kld(Evaluation& evaluation) {
+    for (const std::string& text : evaluation.options.texts) {
+        run_kld_on(evaluation, text);
     }
 }
 
@@ -205,15 +215,14 @@ void run_solutions(Evaluation& evaluation) {
     }
 }
 
-void run_recon(Evaluation& evaluation) {
+namespace {
+
+void run_recon_on(Evaluation& evaluation, const std::string& text) {
     const EvalOptions& options = evaluation.options;
     const size_t n_ctx = *std::ranges::max_element(options.n_ctx);
-    const Json settings = {{"text", fs::path(options.text).filename().string()},
-                           {"text_checksum", file_checksum(options.text)},
-                           {"n_ctx", n_ctx},
-                           {"chunks", options.n_chunks}};
+    const Json settings = text_settings(options, text, n_ctx);
     for (const auto& group : evaluation.pending("recon", settings, true)) {
-        const auto chunks = chunks_of(evaluation.host, options.text, n_ctx, options.n_chunks);
+        const auto chunks = chunks_of(evaluation.host, text, n_ctx, options.n_chunks);
         Progress progress(fmt::format("recon at {} tokens, {} caches", n_ctx, group.size()));
         const ContextShape shape{n_ctx, std::min<size_t>(n_ctx, 512), 1};
         TokenBatch batch(shape.n_ubatch);
@@ -238,6 +247,14 @@ void run_recon(Evaluation& evaluation) {
             evaluation.results.put("recon", group[i].name, settings_of(group[i], settings), std::move(result));
         }
         progress.finish(fmt::format("{} caches", group.size()));
+    }
+}
+
+}  // namespace
+
+void run_recon(Evaluation& evaluation) {
+    for (const std::string& text : evaluation.options.texts) {
+        run_recon_on(evaluation, text);
     }
 }
 

@@ -5,10 +5,13 @@
 #include <algorithm>
 #include <functional>
 #include <map>
+#include <optional>
+#include <set>
 #include <string_view>
 #include <vector>
 
 #include "ggml-kvcodec/report.h"
+#include "kvcodec/options.h"
 #include "tools/eval/chart.h"
 
 namespace kvcodec {
@@ -68,6 +71,19 @@ std::string mode_of(const Json& entry) {
     return options.find("mode=live") == std::string::npos ? "strict" : "live";
 }
 
+/// Whether the cache is kvcodec with one of its own codecs, not a published rival.
+bool is_own(const Json& entry) {
+    const auto options = entry["settings"].find("options");
+    return options != entry["settings"].end() && !parse_options(options->get<std::string>()).is_baseline();
+}
+
+/// Name of a cache in a chart: of a rival, its own.
+std::string label_of(const Json& entry) {
+    const auto name = entry["cache"].get<std::string>();
+    const std::string_view prefix = "kvcodec:codec=";
+    return name.starts_with(prefix) && !is_own(entry) ? name.substr(prefix.size()) : name;
+}
+
 struct Section {
     std::string suite;
     Json settings;
@@ -96,11 +112,8 @@ Chart kld_chart(const Section& section) {
     for (const Json& entry : section.entries) {
         const Json& r = entry["result"];
         if (!r.value("refused", false)) {
-            chart.series.push_back({entry["cache"],
-                                    {{100 * number(r, "rate"), number(r, "kld")}},
-                                    false,
-                                    true,
-                                    entry["cache"].get<std::string>().starts_with("kvcodec")});
+            chart.series.push_back(
+                {label_of(entry), {{100 * number(r, "rate"), number(r, "kld")}}, false, true, is_own(entry)});
         }
     }
     return chart;
@@ -239,21 +252,19 @@ Table speed_table(const Section& section) {
 
 Table component_table(const Section& section) {
     Table table;
-    table.title = "speed: where the time of a step's attention goes";
+    table.title = fmt::format("components: {}", describe(section.settings));
     table.caption =
-        "Milliseconds a token at the deepest depth, summed over threads, with a clock read between all parts.";
+        "Where the time of a step's attention goes: milliseconds a token, summed over threads, with a clock read "
+        "between all parts, live mode.";
+    table.head = {"cache", "rate"};
+    for (const auto& [part, value] : section.entries.front()["result"]["parts_ms"].items()) {
+        table.head.push_back(part);
+    }
     for (const Json& entry : section.entries) {
-        const Json parts = entry["result"].value("components_ms", Json());
-        if (!parts.is_object()) {
-            continue;
-        }
-        std::vector<std::string> head = {"cache"};
-        std::vector<std::string> row = {entry["cache"]};
-        for (const auto& [part, value] : parts.items()) {
-            head.push_back(part);
+        std::vector<std::string> row = {entry["cache"], bytes_cells(entry["result"])};
+        for (const auto& [part, value] : entry["result"]["parts_ms"].items()) {
             row.push_back(fmt::format("{:.3g}", value.get<double>()));
         }
-        table.head = head;
         table.rows.push_back(std::move(row));
     }
     return table;
@@ -347,18 +358,81 @@ Table group_table(const Section& section) {
     return table;
 }
 
+/// Size, fidelity and speed of each cache in one row, where both suites were run: of the largest context of `kld` and
+/// the deepest depth of `speed`.
+std::optional<Table> overview_table(const std::vector<Section>& sections) {
+    const auto last_of = [&](std::string_view suite, const char* key) {
+        const Section* best = nullptr;
+        for (const Section& section : sections) {
+            if (section.suite == suite && (best == nullptr || section.settings[key] >= best->settings[key])) {
+                best = &section;
+            }
+        }
+        return best;
+    };
+    const Section* kld = last_of("kld", "n_ctx");
+    const Section* speed = last_of("speed", "depths");
+    if (kld == nullptr || speed == nullptr) {
+        return std::nullopt;
+    }
+    const int depth = speed->settings["depths"].back().get<int>();
+    Table table;
+    table.title = "overview";
+    table.caption = fmt::format(
+        "Shares are of the f16 cache. Rate: bytes of a coded token; total: window, sinks and dictionaries too, "
+        "computed; resident: measured at the depth of the speed column. Fidelity: {} mode, {}. Speed and resident "
+        "memory: live mode.",
+        mode_of(kld->entries.back()), describe(kld->settings));
+    table.head = {"cache",
+                  "rate",
+                  "total at 4k tokens",
+                  "total at 32k tokens",
+                  "resident",
+                  "mean KLD",
+                  "same top token",
+                  "pairs read through codes",
+                  fmt::format("decoding at {}, tokens/s", depth),
+                  "prompt time / f16"};
+    for (const Json& timed : speed->entries) {
+        const Json& s = timed["result"];
+        std::vector<std::string> row = {timed["cache"]};
+        const double f16 = number(s, "f16_bytes_of_token");
+        const auto with_bytes = [&](const char* key, double tokens) {
+            return fmt::format("{} ({:.0f} MiB)", percent(number(s, key)), number(s, key) * f16 * tokens / (1 << 20));
+        };
+        row.insert(row.end(), {percent(number(s, "rate")), with_bytes("total_4k", 4096), with_bytes("total_32k", 32768),
+                               fmt::format("{:.1f} MiB", number(s, "resident_bytes") / (1 << 20))});
+        const auto measured =
+            std::ranges::find_if(kld->entries, [&](const Json& entry) { return entry["cache"] == timed["cache"]; });
+        if (measured == kld->entries.end()) {
+            row.insert(row.end(), {timed["cache"] == "f16" ? "reference" : "", "", ""});
+        } else {
+            const Json& r = (*measured)["result"];
+            row.insert(row.end(), {with_error(number(r, "kld"), number(r, "kld_error"), 4),
+                                   percent(number(r, "same_top")), percent(number(r, "pairs_through_codes"))});
+        }
+        row.push_back(fmt::format("{:.1f}", 1e3 / std::max(number(s["depths"].back(), "median_ms"), 1e-9)));
+        row.push_back(fmt::format("{:.2f}", number(s, "prompt_ratio")));
+        table.rows.push_back(std::move(row));
+    }
+    return table;
+}
+
 std::vector<Table> tables_of(const Json& document) {
     std::vector<Table> tables;
-    for (const Section& section : sections_of(document)) {
+    const std::vector<Section> sections = sections_of(document);
+    if (std::optional<Table> overview = overview_table(sections)) {
+        tables.push_back(std::move(*overview));
+    }
+    for (const Section& section : sections) {
         if (section.suite == "kld" || section.suite == "solutions") {
             tables.push_back(divergence_table(section));
         } else if (section.suite == "recon") {
             tables.push_back(recon_table(section));
         } else if (section.suite == "speed") {
             tables.push_back(speed_table(section));
-            if (Table components = component_table(section); !components.rows.empty()) {
-                tables.push_back(std::move(components));
-            }
+        } else if (section.suite == "components") {
+            tables.push_back(component_table(section));
         } else {
             tables.push_back(task_table(section));
             if (section.entries.front()["result"]["groups"].size() > 1) {
@@ -371,9 +445,15 @@ std::vector<Table> tables_of(const Json& document) {
 
 std::string setting_line(const Json& document) {
     const Json& s = document["setting"];
-    return fmt::format("{}, {}, {} threads, llama.cpp with ggml {}, kvcodec {}, {}", s.value("model", ""),
-                       s.value("cpu", ""), s.value("threads", Json(0)).dump(), s.value("ggml", ""),
-                       s.value("kvcodec", ""), s.value("date", ""));
+    // A file may have been filled on several days and machines.
+    std::set<std::string> runs;
+    for (const Json& entry : document["results"]) {
+        runs.insert(
+            fmt::format("{}, {}", entry.value("cpu", s.value("cpu", "")), entry.value("date", s.value("date", ""))));
+    }
+    return fmt::format("{} (fingerprint {}), {} threads, llama.cpp with ggml {}, kvcodec {}; {}", s.value("model", ""),
+                       s.value("fingerprint", ""), s.value("threads", Json(0)).dump(), s.value("ggml", ""),
+                       s.value("kvcodec", ""), fmt::join(runs, "; "));
 }
 
 }  // namespace
@@ -397,7 +477,7 @@ std::string markdown_report(const Json& document) {
         return joined + "\n";
     };
     for (const Table& table : tables_of(document)) {
-        text += fmt::format("\n**{}**\n\n", table.title) + line(table.head);
+        text += fmt::format("\n**{}**\n\n{}\n\n", table.title, table.caption) + line(table.head);
         text += line(std::vector<std::string>(table.head.size(), "---"));
         for (const auto& row : table.rows) {
             text += line(row);
@@ -408,6 +488,12 @@ std::string markdown_report(const Json& document) {
 
 std::string html_report(const Json& document) {
     std::string body;
+    std::set<std::string> own;
+    for (const Json& entry : document["results"]) {
+        if (is_own(entry)) {
+            own.insert(entry["cache"]);
+        }
+    }
     for (const Table& table : tables_of(document)) {
         body += fmt::format("<section><h2>{}</h2><p>{}</p><div class=\"wide\"><table><thead><tr>",
                             escape_markup(table.title), escape_markup(table.caption));
@@ -416,7 +502,7 @@ std::string html_report(const Json& document) {
         }
         body += "</tr></thead><tbody>";
         for (const auto& row : table.rows) {
-            body += row.front().starts_with("kvcodec") ? "<tr class=\"own\">" : "<tr>";
+            body += own.contains(row.front()) ? "<tr class=\"own\">" : "<tr>";
             for (const std::string& cell : row) {
                 body += fmt::format("<td>{}</td>", escape_markup(cell));
             }
@@ -429,13 +515,13 @@ std::string html_report(const Json& document) {
     return fmt::format(R"(<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>kvcodec eval: {0}</title><style>
-body {{ font: 15px/1.5 system-ui, sans-serif; color: #24292f; margin: 2rem auto; max-width: 1100px; padding: 0 1rem; }}
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #24292f; margin: 2rem auto; max-width: 1280px; padding: 0 1rem; }}
 table {{ border-collapse: collapse; font-size: 13px; }}
-th, td {{ border-bottom: 1px solid #d0d7de; padding: 4px 10px; text-align: left; white-space: nowrap; }}
-th {{ background: #f6f8fa; }}
+th, td {{ border-bottom: 1px solid #d0d7de; padding: 4px 8px; text-align: left; white-space: nowrap; }}
+th {{ background: #f6f8fa; white-space: normal; vertical-align: bottom; }}
 tr.own td:first-child {{ font-weight: 600; }}
 .wide {{ overflow-x: auto; }}
-figure {{ margin: 1rem 0 2.5rem; max-width: 820px; }}
+figure {{ margin: 1rem 0 2.5rem; max-width: 900px; }}
 pre {{ background: #f6f8fa; padding: 10px; white-space: pre-wrap; }}
 </style></head><body><h1>Cache evaluation: {0}</h1><p>{1}</p>{2}</body></html>
 )",

@@ -61,8 +61,18 @@ std::optional<Json> ResultStore::find(const std::string& suite, const std::strin
 }
 
 void ResultStore::put(const std::string& suite, const std::string& cache, const Json& settings, Json result) {
-    document_["results"].push_back(
-        {{"suite", suite}, {"cache", cache}, {"settings", settings}, {"result", std::move(result)}});
+    Json entry = {{"suite", suite}, {"cache", cache}, {"settings", settings}, {"result", std::move(result)}};
+    for (const char* key : {"date", "cpu", "kvcodec"}) {  // a later run may add to the file elsewhere
+        entry[key] = document_["setting"].value(key, "");
+    }
+    Json& results = document_["results"];
+    results.erase(std::remove_if(results.begin(), results.end(),
+                                 [&](const Json& other) {
+                                     return other.value("suite", "") == suite && other.value("cache", "") == cache &&
+                                            other.value("settings", Json()) == settings;
+                                 }),
+                  results.end());
+    results.push_back(std::move(entry));
     if (!path_.empty()) {
         save();
     }

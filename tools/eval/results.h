@@ -9,8 +9,9 @@ namespace kvcodec {
 
 using Json = nlohmann::json;
 
-/// A JSON file {"setting": {...}, "results": [{"suite", "cache", "settings", "result"}, ...]}. It is replaced as a
-/// whole after every result, so that a crash or a full disk loses at most the one being written.
+/// A JSON file {"setting": {...}, "results": [{"suite", "cache", "settings", "result", "date", "cpu", "kvcodec"},
+/// ...]}. It is replaced as a whole after every result, so that a crash or a full disk loses at most the one being
+/// written.
 class ResultStore {
   public:
     /// path: may be empty (nothing is kept). Throws Error if the file is not a result file, or not of this model.
@@ -18,7 +19,8 @@ class ResultStore {
 
     /// The result of equal suite, cache and settings.
     std::optional<Json> find(const std::string& suite, const std::string& cache, const Json& settings) const;
-    /// Throws Error if the file cannot be written; what was there before stays.
+    /// Takes the place of a result of equal suite, cache and settings. Throws Error if the file cannot be written; what
+    /// was there before stays.
     void put(const std::string& suite, const std::string& cache, const Json& settings, Json result);
 
     const Json& document() const { return document_; }

@@ -35,6 +35,16 @@ TEST(ResultStoreTest, FinishedResultsAreFoundAgain) {
     EXPECT_FALSE(store.find("recon", "q8_0", {{"n_ctx", 512}}));
 }
 
+TEST(ResultStoreTest, MeasuredAgainReplaces) {
+    ResultStore store("", kSetting);
+    store.put("speed", "f16", {{"n", 1}}, {{"ms", 5}});
+    store.put("speed", "f16", {{"n", 2}}, {{"ms", 6}});
+    store.put("speed", "f16", {{"n", 1}}, {{"ms", 7}});
+    EXPECT_EQ(store.document()["results"].size(), 2U);
+    EXPECT_EQ(store.find("speed", "f16", {{"n", 1}}), Json({{"ms", 7}}));
+    EXPECT_EQ(store.find("speed", "f16", {{"n", 2}}), Json({{"ms", 6}}));
+}
+
 TEST(ResultStoreTest, RefusesOtherFiles) {
     const std::string path = fresh_path("other.json");
     std::ofstream(path) << "[1, 2";
@@ -95,6 +105,34 @@ TEST(ReportTest, OneTableForCachesOfOneSetting) {
     EXPECT_NE(text.find("| q8_0 | strict | 53.1 %"), std::string::npos) << text;
     EXPECT_NE(text.find("| kvcodec:20% <x> | live | 19.5 %"), std::string::npos) << text;
     EXPECT_EQ(text.find("**kld", text.find("**kld") + 1), std::string::npos) << "one table";
+}
+
+TEST(ReportTest, OverviewJoinsFidelityAndSpeed) {
+    Json document = kld_document();
+    EXPECT_EQ(markdown_report(document).find("**overview**"), std::string::npos);
+    const Json settings = {{"depths", {0, 4096}}, {"sequences", Json::array()}, {"threads", 2}};
+    const auto timed = [&](const char* cache, double rate, double ms) {
+        return Json{{"suite", "speed"},
+                    {"cache", cache},
+                    {"settings", settings},
+                    {"result",
+                     {{"rate", rate},
+                      {"total_4k", rate + 0.03},
+                      {"total_32k", rate + 0.01},
+                      {"f16_bytes_of_token", 1 << 20},
+                      {"resident_bytes", 7 << 20},
+                      {"prompt_ratio", 1.25},
+                      {"depths", {{{"depth", 0}, {"median_ms", 5}}, {{"depth", 4096}, {"median_ms", ms}}}}}}};
+    };
+    document["results"].push_back(timed("f16", 1.0, 20));
+    document["results"].push_back(timed("q8_0", 0.531, 40));
+    const std::string text = markdown_report(document);
+    EXPECT_NE(
+        text.find("| q8_0 | 53.1 % | 56.1 % (2298 MiB) | 54.1 % (17727 MiB) | 7.0 MiB | 0.0040 ± 0.0010 | 90.0 % | "
+                  "100.0 % | 25.0 | 1.25 |"),
+        std::string::npos)
+        << text;
+    EXPECT_NE(text.find("| 7.0 MiB | reference |  |  | 50.0 |"), std::string::npos) << text;
 }
 
 TEST(ReportTest, RefusedResultsShowNoDivergence) {

@@ -1,4 +1,5 @@
-// The suite `speed`: inter-token latency against depth, prompt throughput, latency by component, several sequences.
+// Suites of time: `speed`, inter-token latency against depth, prompt throughput and several sequences; `components`,
+// where the time of a step's attention goes.
 #include <fmt/format.h>
 
 #include <algorithm>
@@ -112,32 +113,51 @@ Json measure_sequences(const Evaluation& evaluation, const CacheSpec& cache) {
     return result;
 }
 
-/// Where the time of an attention call goes, at the deepest depth. Clocks are read between all parts, so this is a run
-/// of its own. Null if nothing is compressed.
-Json measure_components(const Evaluation& evaluation, const CacheSpec& cache) {
-    CacheSpec spec = cache;
-    spec.options += ",measure=time";
-    const EvalOptions& options = evaluation.options;
+/// Milliseconds of each part of attention in one step at `depth`.
+Json measure_components(const Evaluation& evaluation, CacheSpec cache, size_t depth) {
+    cache.options += ",measure=time";
     const size_t n_vocab = evaluation.host.n_vocab();
-    const size_t depth = *std::ranges::max_element(options.depths);
-    const auto context = evaluation.host.make_context(spec, {(depth + kTokensPerDepth + 255) / 256 * 256, kUbatch, 1});
+    const auto context = evaluation.host.make_context(cache, {(depth + kTokensPerDepth + 255) / 256 * 256, kUbatch, 1});
     TokenBatch batch(kUbatch);
     fill(*context, batch, 0, depth, 0, n_vocab);
     const Json before = context->report();
-    if (before.is_null()) {
-        return nullptr;
-    }
     steps(*context, batch, depth, 1, kTokensPerDepth, n_vocab);
     const Json after = context->report();
-    Json result = {{"depth", depth}};
-    for (const auto& [part, value] : after["times_us"].items()) {
-        result[part] =
-            (value.get<double>() - before["times_us"][part].get<double>()) / 1e3 / static_cast<double>(kTokensPerDepth);
+    Json result = context->accounting();
+    result["parts_ms"] = Json::object();
+    if (!before.is_null()) {
+        for (const auto& [part, value] : after["times_us"].items()) {
+            result["parts_ms"][part] = (value.get<double>() - before["times_us"][part].get<double>()) / 1e3 /
+                                       static_cast<double>(kTokensPerDepth);
+        }
     }
     return result;
 }
 
+/// Time is of interest as users see it: with the dense window.
+CacheSpec as_users_run(CacheSpec cache) {
+    if (cache.plugin) {
+        cache.options += ",mode=live";
+    }
+    return cache;
+}
+
 }  // namespace
+
+void run_components(Evaluation& evaluation) {
+    const EvalOptions& options = evaluation.options;
+    const size_t depth = *std::ranges::max_element(options.depths);
+    const Json settings = {{"depth", depth}, {"threads", options.n_threads}};
+    for (const auto& group : evaluation.pending("components", settings, true)) {
+        Progress progress(fmt::format("components of {} caches", group.size()));
+        for (size_t i = 0; i < group.size(); ++i) {
+            evaluation.results.put("components", group[i].name, settings_of(group[i], settings),
+                                   measure_components(evaluation, as_users_run(group[i]), depth));
+            progress.update(i + 1, group.size());
+        }
+        progress.finish(fmt::format("{} caches", group.size()));
+    }
+}
 
 void run_speed(Evaluation& evaluation) {
     const EvalOptions& options = evaluation.options;
@@ -161,16 +181,10 @@ void run_speed(Evaluation& evaluation) {
     double f16_intercept = 0;
     double f16_prompt_ms = 0;
     for (const CacheSpec& cache : caches) {
-        CacheSpec live = cache;
-        if (live.plugin) {  // speed is what users see
-            live.options += ",mode=live";
-        }
+        const CacheSpec live = as_users_run(cache);
         Json result = measure(evaluation, live, progress, done, caches.size() * options.depths.size());
         const double prompt_ms = result["depths"].back()["prompt_ms_so_far"].get<double>();
         result["sequences"] = measure_sequences(evaluation, live);
-        if (live.plugin) {
-            result["components_ms"] = measure_components(evaluation, live);
-        }
         if (cache.is_reference()) {
             f16_slope = result.value("slope_us_per_token", 0.0);
             f16_intercept = result.value("intercept_ms", 0.0);

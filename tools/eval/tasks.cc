@@ -129,13 +129,6 @@ void run_task_suite(Evaluation& evaluation, const std::string& suite, const Json
     }
 }
 
-const std::string& required(const std::string& value, const std::string& suite, const std::string& flag) {
-    if (value.empty()) {
-        throw Error(fmt::format("the suite {} needs {} FILE", suite, flag));
-    }
-    return value;
-}
-
 // ---- gsm8k ---------------------------------------------------------------------------------------------------------
 
 std::vector<Task> gsm8k_tasks(const Evaluation& evaluation) {
@@ -236,13 +229,13 @@ std::vector<Task> needle_tasks(const Evaluation& evaluation) {
     constexpr size_t kDepths = 5;
     constexpr size_t kRoomForQuestion = 96;
     const EvalOptions& options = evaluation.options;
-    const std::string text = read_text(options.text);
+    const std::string text = read_text(options.texts.front());
     const llama_vocab* vocab = evaluation.host.vocab();
     const size_t longest = *std::ranges::max_element(options.n_ctx);
     const auto hay = tokenize(vocab, std::string_view(text).substr(0, longest * 16), false, false);
     if (hay.size() < longest) {
         throw Error(fmt::format("{} has only {} tokens, a haystack of {} was asked for; give a longer --text",
-                                options.text, hay.size(), longest));
+                                options.texts.front(), hay.size(), longest));
     }
     std::mt19937_64 random(options.seed);
     std::vector<Task> tasks;
@@ -528,10 +521,10 @@ Json file_settings(const EvalOptions& options, const std::string& path) {
 
 void run_gsm8k(Evaluation& evaluation) {
     const EvalOptions& options = evaluation.options;
-    Json settings = file_settings(options, required(options.problems, "gsm8k", "--problems"));
+    Json settings = file_settings(options, options.problems);
     settings["shots"] = options.n_shots;
     if (options.n_shots > 0) {
-        settings["examples_checksum"] = file_checksum(required(options.examples, "gsm8k", "--examples"));
+        settings["examples_checksum"] = file_checksum(options.examples);
     }
     run_task_suite(evaluation, "gsm8k", settings, [&] { return gsm8k_tasks(evaluation); });
 }
@@ -551,7 +544,7 @@ void run_retrieval(Evaluation& evaluation) {
 
 void run_needle(Evaluation& evaluation) {
     const EvalOptions& options = evaluation.options;
-    Json settings = file_settings(options, required(options.text, "needle", "--text"));
+    Json settings = file_settings(options, options.texts.front());
     settings["n_ctx"] = options.n_ctx;
     settings["seed"] = options.seed;
     run_task_suite(evaluation, "needle", settings, [&] { return needle_tasks(evaluation); });
@@ -573,13 +566,13 @@ void run_ruler(Evaluation& evaluation) {
 
 void run_longbench(Evaluation& evaluation) {
     const EvalOptions& options = evaluation.options;
-    run_task_suite(evaluation, "longbench", file_settings(options, required(options.tasks, "longbench", "--tasks")),
+    run_task_suite(evaluation, "longbench", file_settings(options, options.tasks),
                    [&] { return longbench_tasks(evaluation); });
 }
 
 void run_choice(Evaluation& evaluation) {
     const EvalOptions& options = evaluation.options;
-    run_task_suite(evaluation, "choice", file_settings(options, required(options.tasks, "choice", "--tasks")),
+    run_task_suite(evaluation, "choice", file_settings(options, options.tasks),
                    [&] { return choice_tasks(evaluation); });
 }
 

@@ -7,18 +7,17 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <fstream>
 #include <map>
 #include <memory>
 #include <optional>
 #include <random>
-#include <sstream>
 #include <string_view>
 #include <utility>
 
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 #include "tools/host_model.h"
+#include "tools/text_file.h"
 
 namespace kvcodec {
 
@@ -261,21 +260,11 @@ class Collector {
 
 // ---- text ----------------------------------------------------------------------------------------------------------
 
-std::string read_file(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    if (!file || text.str().empty()) {
-        throw Error(fmt::format("the text file {} cannot be read or is empty", path));
-    }
-    return std::move(text).str();
-}
-
 /// Windows of at most ctx_size tokens, evenly spread over all files with a random start in each stretch.
 std::vector<std::vector<llama_token>> text_windows(const llama_vocab* vocab, const HarvestOptions& options) {
     std::string text;
     for (const std::string& path : options.text_files) {
-        text += read_file(path);
+        text += read_text(path);
         text += '\n';
     }
     const size_t kept_per_window = options.ctx_size - static_cast<size_t>(kSinks);

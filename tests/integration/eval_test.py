@@ -250,6 +250,18 @@ class Mistakes(unittest.TestCase):
             1, "--text", host.document_file(2_000), "--ctx-size", 1024, "--cache", "q8_0", words=["tokens", "--chunks"]
         )
 
+    def test_malformed_tasks(self):
+        path = host.WORK / "malformed.jsonl"
+        for suite, line in [
+            ("longbench", {"dataset": "qasper", "context": 5, "answers": ["x"]}),
+            ("longbench", {"dataset": "unknown", "context": "", "answers": ["x"]}),
+            ("choice", {"question": "Which?", "options": ["a", "b"], "answer_index": 2}),
+            ("choice", ["Which?"]),
+            ("retrieval", {"ordered_kv_records": [["a"]], "key": "a", "value": "b"}),
+        ]:
+            path.write_text(json.dumps(line) + "\n")
+            self.assert_refused(1, "--suite", suite, "--tasks", path, "--cache", "q8_0", words=[str(path), "line 1"])
+
     def test_unknown_names(self):
         text = ["--text", host.document_file(2_000)]
         self.assert_refused(2, *text, "--suite", "everything", words=["everything", "kld"])

@@ -4,26 +4,11 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
-#include <filesystem>
-#include <fstream>
-#include <sstream>
-
 #include "kvcodec/error.h"
 #include "tools/progress.h"
+#include "tools/text_file.h"
 
 namespace kvcodec {
-
-namespace fs = std::filesystem;
-
-std::string read_text(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    std::ostringstream text;
-    text << file.rdbuf();
-    if (!file || text.str().empty()) {
-        throw Error(fmt::format("{} cannot be read or is empty", path));
-    }
-    return std::move(text).str();
-}
 
 std::string file_checksum(const std::string& path) {
     const std::string bytes = read_text(path);

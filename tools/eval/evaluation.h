@@ -55,8 +55,6 @@ struct Evaluation {
 Json settings_of(const CacheSpec& spec, Json settings);
 /// Checksum of a file's bytes, 16 hexadecimal digits. Throws Error if it cannot be read.
 std::string file_checksum(const std::string& path);
-/// Throws Error naming the file if it cannot be read or is empty.
-std::string read_text(const std::string& path);
 /// The f16 reference.
 CacheSpec reference_cache();
 /// Throws Error after Ctrl-C; suites call it between steps.

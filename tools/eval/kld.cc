@@ -12,6 +12,7 @@
 #include "tools/eval/generation.h"
 #include "tools/eval/statistics.h"
 #include "tools/progress.h"
+#include "tools/text_file.h"
 
 namespace kvcodec {
 

@@ -13,6 +13,7 @@
 #include "tools/eval/evaluation.h"
 #include "tools/eval/generation.h"
 #include "tools/eval/statistics.h"
+#include "tools/text_file.h"
 
 namespace kvcodec {
 
@@ -129,6 +130,30 @@ void run_task_suite(Evaluation& evaluation, const std::string& suite, const Json
     }
 }
 
+/// A task from each line of --tasks. `make` may return nothing, or let the parser's errors through, where a line is not
+/// an object with `members`.
+std::vector<Task> tasks_of_file(const Evaluation& evaluation, std::string_view members,
+                                const std::function<std::optional<Task>(const Json& json)>& make) {
+    std::vector<Task> tasks;
+    for (const std::string& line : read_lines(evaluation.options.tasks)) {
+        if (tasks.size() == evaluation.options.n_problems) {
+            break;
+        }
+        std::optional<Task> task;
+        try {
+            task = make(Json::parse(line));
+        } catch (const Json::exception&) {
+            task.reset();
+        }
+        if (!task) {
+            throw Error(
+                fmt::format("{}, line {}: not an object with {}", evaluation.options.tasks, tasks.size() + 1, members));
+        }
+        tasks.push_back(std::move(*task));
+    }
+    return tasks;
+}
+
 // ---- gsm8k ---------------------------------------------------------------------------------------------------------
 
 std::vector<Task> gsm8k_tasks(const Evaluation& evaluation) {
@@ -164,62 +189,51 @@ std::string hex(std::mt19937_64& random, size_t n) {
     return text;
 }
 
-/// Pairs of random strings; the value of one key is asked for.
+using Records = std::vector<std::pair<std::string, std::string>>;
+
+/// The value of one key of a list is asked for; only exactly that value is right.
+Task retrieval_task(const Evaluation& evaluation, const Records& records, const std::string& key, std::string value,
+                    size_t max_tokens) {
+    std::string list;
+    for (const auto& [name, content] : records) {
+        list += fmt::format("\"{}\": \"{}\",\n", name, content);
+    }
+    Task task;
+    task.request = {plain(evaluation, fmt::format("A list of keys and their values:\n{{\n{}}}\n\nThe value of the key "
+                                                  "\"{}\" in the list above:\n\"{}\": \"",
+                                                  list, key, key)),
+                    max_tokens,
+                    {"\""}};
+    task.score = [value = std::move(value)](const std::string& answer) { return answer == value ? 1.0 : 0.0; };
+    task.group = fmt::format("{} pairs", records.size());
+    return task;
+}
+
+/// Pairs of random strings.
 std::vector<Task> retrieval_tasks(const Evaluation& evaluation, size_t n_pairs) {
+    constexpr size_t kMaxTokens = 16;
     std::mt19937_64 random(evaluation.options.seed);
     std::vector<Task> tasks;
     for (size_t i = 0; i < evaluation.options.n_problems; ++i) {
-        std::vector<std::pair<std::string, std::string>> pairs;
-        std::string list;
+        Records records;
         for (size_t p = 0; p < n_pairs; ++p) {
-            pairs.emplace_back(hex(random, 8), hex(random, 8));
-            list += fmt::format("\"{}\": \"{}\",\n", pairs.back().first, pairs.back().second);
+            std::string key = hex(random, 8);
+            records.emplace_back(std::move(key), hex(random, 8));
         }
-        const auto& [key, value] = pairs[random() % n_pairs];
-        Task task;
-        task.request = {plain(evaluation, fmt::format("A list of keys and their values:\n{{\n{}}}\n\nThe value of the "
-                                                      "key \"{}\" in the list above:\n\"{}\": \"",
-                                                      list, key, key)),
-                        16,
-                        {"\""}};
-        task.score = [value = value](const std::string& answer) { return answer == value ? 1.0 : 0.0; };
-        task.group = fmt::format("{} pairs", n_pairs);
-        tasks.push_back(std::move(task));
+        const auto& [key, value] = records[random() % n_pairs];
+        tasks.push_back(retrieval_task(evaluation, records, key, value, kMaxTokens));
     }
     return tasks;
 }
 
 /// Lines {"ordered_kv_records", "key", "value"} as "Lost in the Middle" (Liu et al., 2023) has them.
 std::vector<Task> retrieval_tasks_of_file(const Evaluation& evaluation) {
-    std::vector<Task> tasks;
-    for (const std::string& line : read_lines(evaluation.options.tasks)) {
-        if (tasks.size() == evaluation.options.n_problems) {
-            break;
-        }
-        const Json json = Json::parse(line, nullptr, false);
-        if (!json.is_object() || !json.contains("ordered_kv_records") || !json.contains("key") ||
-            !json.contains("value")) {
-            throw Error(fmt::format("{}, line {}: not an object with \"ordered_kv_records\", \"key\" and \"value\"",
-                                    evaluation.options.tasks, tasks.size() + 1));
-        }
-        std::string list;
-        for (const Json& record : json["ordered_kv_records"]) {
-            list += fmt::format("\"{}\": \"{}\",\n", record[0].get<std::string>(), record[1].get<std::string>());
-        }
-        const auto key = json["key"].get<std::string>();
-        Task task;
-        task.request = {plain(evaluation, fmt::format("A list of keys and their values:\n{{\n{}}}\n\nThe value of the "
-                                                      "key \"{}\" in the list above:\n\"{}\": \"",
-                                                      list, key, key)),
-                        48,
-                        {"\""}};
-        task.score = [value = json["value"].get<std::string>()](const std::string& answer) {
-            return answer == value ? 1.0 : 0.0;
-        };
-        task.group = fmt::format("{} pairs", json["ordered_kv_records"].size());
-        tasks.push_back(std::move(task));
-    }
-    return tasks;
+    constexpr size_t kMaxTokens = 48;
+    return tasks_of_file(
+        evaluation, R"("ordered_kv_records" (pairs of strings), "key" and "value")", [&](const Json& json) {
+            return retrieval_task(evaluation, json.at("ordered_kv_records").get<Records>(),
+                                  json.at("key").get<std::string>(), json.at("value").get<std::string>(), kMaxTokens);
+        });
 }
 
 // ---- needle in a haystack ------------------------------------------------------------------------------------------
@@ -393,6 +407,7 @@ struct LongBenchTask {
     Metric metric;
     size_t max_tokens;
     std::string_view instruction;
+    bool first_line = false;  ///< only the first line of an answer is scored
 };
 
 constexpr std::string_view kAnswerShortly = "Answer the question about the text in a few words.";
@@ -404,12 +419,12 @@ constexpr LongBenchTask kLongBench[] = {
     {"hotpotqa", Metric::kF1, 32, kAnswerShortly},
     {"2wikimqa", Metric::kF1, 32, kAnswerShortly},
     {"musique", Metric::kF1, 32, kAnswerShortly},
-    {"triviaqa", Metric::kF1, 32, kAnswerShortly},
+    {"triviaqa", Metric::kF1, 32, kAnswerShortly, true},
     {"gov_report", Metric::kRougeL, 512, kSummarise},
     {"qmsum", Metric::kRougeL, 512, "Answer the question about the meeting in a few sentences."},
     {"multi_news", Metric::kRougeL, 512, kSummarise},
-    {"samsum", Metric::kRougeL, 128, "Summarise the dialogue."},
-    {"trec", Metric::kClassification, 64, "Name the type of the last question."},
+    {"samsum", Metric::kRougeL, 128, "Summarise the dialogue.", true},
+    {"trec", Metric::kClassification, 64, "Name the type of the last question.", true},
     {"passage_count", Metric::kNumber, 32, "Say how many different paragraphs there are."},
     {"passage_retrieval_en", Metric::kNumber, 32, "Name the paragraph that the summary is of."},
     {"lcc", Metric::kEdit, 64, "Complete the code."},
@@ -436,78 +451,66 @@ double score_by(Metric metric, std::string_view prediction, std::string_view tru
 }
 
 std::vector<Task> longbench_tasks(const Evaluation& evaluation) {
-    std::vector<Task> tasks;
-    size_t line_number = 0;
-    for (const std::string& line : read_lines(evaluation.options.tasks)) {
-        ++line_number;
-        const Json json = Json::parse(line, nullptr, false);
-        const auto* kind = json.is_object()
-                               ? std::ranges::find(kLongBench, json.value("dataset", ""), &LongBenchTask::name)
-                               : std::end(kLongBench);
-        if (kind == std::end(kLongBench) || !json.contains("context") || !json.contains("answers") ||
-            !json["answers"].is_array() || json["answers"].empty()) {
-            throw Error(
-                fmt::format("{}, line {}: not an object with \"dataset\" (one of LongBench's), \"context\", "
-                            "\"input\" and \"answers\"",
-                            evaluation.options.tasks, line_number));
-        }
-        const bool code = kind->metric == Metric::kEdit;
-        const std::string context = json["context"].get<std::string>();
-        const std::string input = json.value("input", "");
-        const auto answers = json["answers"].get<std::vector<std::string>>();
-        std::vector<std::string> classes;
-        if (json.contains("all_classes") && json["all_classes"].is_array()) {
-            classes = json["all_classes"].get<std::vector<std::string>>();
-        }
-        const std::string text =
-            code ? context + input : fmt::format("{}\n\n{}\n\n{}", kind->instruction, context, input);
-        Task task;
-        task.request = {code ? plain(evaluation, text) : chat_prompt(evaluation.host, text), kind->max_tokens, {}};
-        task.score = [answers, classes, metric = kind->metric](const std::string& answer) {
-            double best = 0;
-            for (const std::string& truth : answers) {
-                best = std::max(best, score_by(metric, answer, truth, classes));
+    return tasks_of_file(
+        evaluation, R"("dataset" (one of LongBench's), "context", "input" and "answers")",
+        [&](const Json& json) -> std::optional<Task> {
+            const auto* kind =
+                std::ranges::find(kLongBench, json.at("dataset").get<std::string>(), &LongBenchTask::name);
+            const auto answers = json.at("answers").get<std::vector<std::string>>();
+            if (kind == std::end(kLongBench) || answers.empty()) {
+                return std::nullopt;
             }
-            return best;
-        };
-        task.group = std::string(kind->name);
-        tasks.push_back(std::move(task));
-        if (tasks.size() == evaluation.options.n_problems) {
-            break;
-        }
-    }
-    return tasks;
+            const auto context = json.at("context").get<std::string>();
+            const auto input = json.value("input", "");
+            const Json classes = json.value("all_classes", Json());
+            const bool code = kind->metric == Metric::kEdit;
+            const std::string text =
+                code ? context + input : fmt::format("{}\n\n{}\n\n{}", kind->instruction, context, input);
+            Task task;
+            task.request = {code ? plain(evaluation, text) : chat_prompt(evaluation.host, text), kind->max_tokens, {}};
+            task.score = [answers, kind,
+                          classes = classes.is_array() ? classes.get<std::vector<std::string>>()
+                                                       : std::vector<std::string>()](const std::string& answer) {
+                std::string_view read = answer;
+                if (kind->first_line) {
+                    read.remove_prefix(std::min(read.find_first_not_of('\n'), read.size()));
+                    read = read.substr(0, read.find('\n'));
+                }
+                double best = 0;
+                for (const std::string& truth : answers) {
+                    best = std::max(best, score_by(kind->metric, read, truth, classes));
+                }
+                return best;
+            };
+            task.group = std::string(kind->name);
+            return task;
+        });
 }
 
 /// Lines {"question", "options": [...], "answer_index"} as MMLU-Pro has them.
 std::vector<Task> choice_tasks(const Evaluation& evaluation) {
-    std::vector<Task> tasks;
-    for (const std::string& line : read_lines(evaluation.options.tasks)) {
-        if (tasks.size() == evaluation.options.n_problems) {
-            break;
-        }
-        const Json json = Json::parse(line, nullptr, false);
-        if (!json.is_object() || !json.contains("question") || !json.contains("options") ||
-            !json["options"].is_array() || json["options"].empty() || json["options"].size() > 26 ||
-            !json.value("answer_index", Json()).is_number_unsigned() ||
-            json["answer_index"].get<size_t>() >= json["options"].size()) {
-            throw Error(fmt::format("{}, line {}: not an object with \"question\", \"options\" and \"answer_index\"",
-                                    evaluation.options.tasks, tasks.size() + 1));
-        }
-        std::string text = json["question"].get<std::string>() + "\n";
-        size_t n = 0;
-        for (const Json& option : json["options"]) {
-            text += fmt::format("{}. {}\n", static_cast<char>('A' + n++), option.get<std::string>());
-        }
-        text += "Think step by step, then end with \"The answer is (X)\", where X is the letter of your choice.";
-        Task task;
-        task.request = {chat_prompt(evaluation.host, text), evaluation.options.max_tokens, {}};
-        const auto right = static_cast<char>('A' + json["answer_index"].get<size_t>());
-        task.score = [right, n](const std::string& answer) { return chosen_letter(answer, n) == right ? 1.0 : 0.0; };
-        task.group = json.value("category", "choice");
-        tasks.push_back(std::move(task));
-    }
-    return tasks;
+    return tasks_of_file(
+        evaluation, R"("question", "options" (at most 26) and "answer_index" (from 0))",
+        [&](const Json& json) -> std::optional<Task> {
+            const auto choices = json.at("options").get<std::vector<std::string>>();
+            const auto index = json.at("answer_index").get<int64_t>();
+            const auto n = choices.size();
+            if (n > 26 || index < 0 || static_cast<size_t>(index) >= n) {
+                return std::nullopt;
+            }
+            std::string text = json.at("question").get<std::string>() + "\n";
+            for (size_t i = 0; i < n; ++i) {
+                text += fmt::format("{}. {}\n", static_cast<char>('A' + i), choices[i]);
+            }
+            text += "Think step by step, then end with \"The answer is (X)\", where X is the letter of your choice.";
+            Task task;
+            task.request = {chat_prompt(evaluation.host, text), evaluation.options.max_tokens, {}};
+            task.score = [right = static_cast<char>('A' + index), n](const std::string& answer) {
+                return chosen_letter(answer, n) == right ? 1.0 : 0.0;
+            };
+            task.group = json.value("category", "choice");
+            return task;
+        });
 }
 
 Json file_settings(const EvalOptions& options, const std::string& path) {

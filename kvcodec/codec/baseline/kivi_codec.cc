@@ -3,9 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <cstring>
+#include <span>
 #include <vector>
 
+#include "kvcodec/codec/baseline/group_table.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 
@@ -31,10 +32,9 @@ void KiviKeyCodec::encode(const float* x, size_t n, std::byte* codes) const {
         for (size_t i = 0; i < dim(); ++i) {
             table[i] = round_to_nearest(x + i, kRangeGroup, dim(), bits(), &index[i]);
         }
-        const auto* part = reinterpret_cast<const std::byte*>(table.data());
-        for (size_t row = 0; row < kRangeGroup; ++row, codes += code_bytes(), part += table_bytes()) {
+        write_slices(std::as_bytes(std::span(table)), kRangeGroup, code_bytes(), codes + packed_bytes(dim(), bits()));
+        for (size_t row = 0; row < kRangeGroup; ++row, codes += code_bytes()) {
             pack_indices(&index[row * dim()], dim(), bits(), codes);
-            std::memcpy(codes + packed_bytes(dim(), bits()), part, table_bytes());
         }
     }
 }
@@ -46,12 +46,9 @@ void KiviKeyCodec::decode(const std::byte* codes, size_t first, size_t n, float*
     std::vector<float> minimum(dim());
     for (size_t row = first; row < first + n; ++row, x += dim()) {
         if (row == first || row % kRangeGroup == 0) {
-            const std::byte* from =
-                codes + row / kRangeGroup * kRangeGroup * code_bytes() + packed_bytes(dim(), bits());
-            auto* part = reinterpret_cast<std::byte*>(table.data());
-            for (size_t i = 0; i < kRangeGroup; ++i, from += code_bytes(), part += table_bytes()) {
-                std::memcpy(part, from, table_bytes());
-            }
+            const std::byte* group = codes + row / kRangeGroup * kRangeGroup * code_bytes();
+            read_slices(group + packed_bytes(dim(), bits()), kRangeGroup, code_bytes(),
+                        std::as_writable_bytes(std::span(table)));
             std::transform(table.begin(), table.end(), scale.begin(),
                            [](const RangeCode& range) { return half_to_float(range.scale); });
             std::transform(table.begin(), table.end(), minimum.begin(),

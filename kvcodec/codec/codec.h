@@ -49,6 +49,15 @@ class Codec {
     /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes(). Whole groups in order: n is a
     /// multiple of group_rows().
     virtual void encode(const float* x, size_t n, std::byte* codes) const = 0;
+
+    /// Codecs of mixed precision give some rows more bits: those that are marked in salient[n]. Others ignore the mark.
+    virtual void encode_mixed(const float* x, size_t n, const uint8_t* /*salient*/, std::byte* codes) const {
+        encode(x, n, codes);
+    }
+    virtual bool is_salient(const std::byte* /*code*/) const { return false; }
+    /// Bits of one code that are in use, where a code may be shorter than its place.
+    virtual size_t row_bits(bool /*salient*/) const { return 8 * code_bytes(); }
+
     /// Rows [first, first + n) as x [n, dim] row-major. Row 0 of `codes` begins a group; the codes of every group that
     /// is touched must be there in full.
     virtual void decode(const std::byte* codes, size_t first, size_t n, float* x) const = 0;

@@ -14,6 +14,7 @@
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
 #include "kvcodec/codec/baseline/turboquant_codec.h"
+#include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/error.h"
 
 namespace kvcodec {
@@ -34,6 +35,8 @@ std::vector<Made> all_codecs() {
             made.push_back({"Token" + suffix + std::to_string(bits), std::make_shared<TokenCodec>(dim, bits)});
             made.push_back({"Kivi" + suffix + std::to_string(bits), std::make_shared<KiviKeyCodec>(dim, bits)});
         }
+        made.push_back({"ZipcacheKey" + std::to_string(dim), std::make_shared<ZipCacheKeyCodec>(dim)});
+        made.push_back({"ZipcacheValue" + std::to_string(dim), std::make_shared<ZipCacheValueCodec>(dim)});
         for (const unsigned bits : {1U, 2U, 3U, 4U}) {
             made.push_back(
                 {"Turboquant" + suffix + std::to_string(bits), std::make_shared<TurboQuantCodec>(dim, bits)});

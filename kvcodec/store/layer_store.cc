@@ -60,6 +60,15 @@ void narrow(const float* wide, size_t n, uint16_t* half) {
     HWY_DYNAMIC_DISPATCH(narrow_row)(wide, n, half);
 }
 
+// salient: [n] or null.
+void encode_rows(const Codec& codec, const float* x, size_t n, const uint8_t* salient, std::byte* codes) {
+    if (salient == nullptr) {
+        codec.encode(x, n, codes);
+    } else {
+        codec.encode_mixed(x, n, salient, codes);
+    }
+}
+
 }  // namespace
 
 LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory)
@@ -215,25 +224,27 @@ std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const
     return x;
 }
 
-void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions) {
+void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
+                             const uint8_t* salient) {
     const size_t code_bytes = codec(side).code_bytes();
     const std::vector<float> x = residuals(side, head, cells, positions);
     std::vector<std::byte> codes(cells.size() * code_bytes);
-    codec(side).encode(x.data(), cells.size(), codes.data());
+    encode_rows(codec(side), x.data(), cells.size(), salient, codes.data());
     for (size_t i = 0; i < cells.size(); ++i) {
         std::memcpy(code(side, cells[i], head), &codes[i * code_bytes], code_bytes);
     }
 }
 
-std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32_t> cells,
-                                               const int32_t* positions) const {
+std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32_t> cells, const int32_t* positions,
+                                               const uint8_t* salient) const {
     const size_t dim = codec(side).dim();
     std::vector<std::byte> codes(cells.size() * codec(side).code_bytes() + Codec::kCodeSlackBytes);
     std::vector<float> decoded(cells.size() * dim);
     std::vector<Distortion> sums(cells.size());
     for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
         const std::vector<float> x = residuals(side, head, cells, positions);
-        codec(side).encode(x.data(), cells.size(), codes.data());
+        encode_rows(codec(side), x.data(), cells.size(), salient == nullptr ? nullptr : salient + head * cells.size(),
+                    codes.data());
         codec(side).decode(codes.data(), 0, cells.size(), decoded.data());
         for (size_t cell = 0; cell < cells.size(); ++cell) {
             const uint16_t* row = dense_row(side, cells[cell]) + head * dim;
@@ -268,7 +279,7 @@ size_t LayerStore::complete_groups(std::span<uint32_t> cells) const {
     return n_complete;
 }
 
-void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team) {
+void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team, const uint8_t* salient) {
     // One task codes up to kBatch cells of one head and side.
     constexpr size_t kBatch = 256;
     const size_t n_heads = geometry_.n_head_kv;
@@ -281,7 +292,9 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
         for (size_t task = next++; task < 2 * n_heads * n_batches; task = next++) {
             const size_t first = task / (2 * n_heads) * batch;
             const auto part = cells.subspan(first, std::min(batch, cells.size() - first));
-            encode_side(task % 2 == 0 ? Side::kK : Side::kV, task / 2 % n_heads, part, positions);
+            const size_t head = task / 2 % n_heads;
+            encode_side(task % 2 == 0 ? Side::kK : Side::kV, head, part, positions,
+                        salient == nullptr ? nullptr : salient + head * cells.size() + first);
         }
     });
     for (const uint32_t cell : cells) {
@@ -440,6 +453,25 @@ size_t LayerStore::code_bytes_per_token() const {
         return pool_.row_bytes();
     }
     return geometry_.n_head_kv * (codecs_.k->code_bytes() + codecs_.v->code_bytes());
+}
+
+double LayerStore::used_bytes_per_token(double salient_share) const {
+    const auto bits = [&](bool salient) {
+        return static_cast<double>(codecs_.k->row_bits(salient) + codecs_.v->row_bits(salient));
+    };
+    return static_cast<double>(geometry_.n_head_kv) / 8 * (bits(false) + salient_share * (bits(true) - bits(false)));
+}
+
+std::optional<double> LayerStore::salient_share() const {
+    size_t n_salient = 0;
+    for (size_t cell = 0; cell < n_cells_; ++cell) {
+        for (size_t head = 0; is_coded(cell) && head < geometry_.n_head_kv; ++head) {
+            n_salient += codecs_.k->is_salient(code(Side::kK, cell, head)) ? 1 : 0;  // V is marked alike
+        }
+    }
+    return n_coded_ == 0
+               ? std::nullopt
+               : std::optional(static_cast<double>(n_salient) / static_cast<double>(n_coded_ * geometry_.n_head_kv));
 }
 
 }  // namespace kvcodec

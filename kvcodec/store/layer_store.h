@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -93,12 +94,15 @@ class LayerStore {
     size_t complete_groups(std::span<uint32_t> cells) const;
 
     /// Codes whole dense cells (is_whole), complete groups in order, and frees their rows. positions: by cell; may be
-    /// null when there is no K mean.
-    void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team);
+    /// null when there is no K mean. salient: null or [n_head_kv, cells], rows that get more bits from a codec of mixed
+    /// precision.
+    void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team,
+                const uint8_t* salient = nullptr);
 
-    /// What coding one side of these cells would lose, for each of them summed over heads; nothing changes. The cells
+    /// What coding one side of these cells would lose, for each of them summed over heads; nothing changes. Arguments
     /// are as encode() takes them.
-    std::vector<Distortion> distortion(Side side, std::span<const uint32_t> cells, const int32_t* positions) const;
+    std::vector<Distortion> distortion(Side side, std::span<const uint32_t> cells, const int32_t* positions,
+                                       const uint8_t* salient = nullptr) const;
 
     /// x[i, dim] of one head for the listed rows (offsets within the block): dense rows widened, codes decoded. Empty
     /// cells read as zero.
@@ -138,6 +142,10 @@ class LayerStore {
     size_t resident_bytes() const;
     /// Bytes per coded token: codes of all heads, K and V. Without codecs, of a dense row.
     size_t code_bytes_per_token() const;
+    /// The part of it that codes use when this share of rows is salient.
+    double used_bytes_per_token(double salient_share) const;
+    /// Salient rows per coded row; nothing before any is coded.
+    std::optional<double> salient_share() const;
     /// Coded rows (one head, one side) that gather() and read() rebuilt so far.
     uint64_t rows_rebuilt() const { return rows_rebuilt_.load(std::memory_order_relaxed); }
 
@@ -152,7 +160,8 @@ class LayerStore {
     void forget_evicted(size_t cell);
     std::vector<float> residuals(Side side, size_t head, std::span<const uint32_t> cells,
                                  const int32_t* positions) const;
-    void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions);
+    void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
+                     const uint8_t* salient);
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
     std::byte* code(Side side, size_t cell, size_t head) const;

@@ -9,6 +9,7 @@
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
 #include "kvcodec/codec/baseline/turboquant_codec.h"
+#include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/error.h"
@@ -73,8 +74,9 @@ size_t CodecChoice::shared_bytes() const {
 }
 
 std::shared_ptr<const Codec> CodecChoice::baseline(Side side, size_t dim, std::optional<uint32_t> bits) {
-    // Only KIVI treats the two sides differently.
-    const bool per_channel = options_.codec == Options::CodecChoice::kKivi && side == Side::kK;
+    // Only KIVI and ZipCache treat the two sides differently.
+    const bool zipcache = options_.codec == Options::CodecChoice::kZipCache;
+    const bool per_channel = (zipcache || options_.codec == Options::CodecChoice::kKivi) && side == Side::kK;
     const std::tuple key(per_channel ? Side::kK : Side::kV, dim, bits);
     if (const auto known = baselines_.find(key); known != baselines_.end()) {
         return known->second;
@@ -82,6 +84,10 @@ std::shared_ptr<const Codec> CodecChoice::baseline(Side side, size_t dim, std::o
     std::shared_ptr<const Codec> codec;
     if (options_.codec == Options::CodecChoice::kTurboQuant) {
         codec = std::make_shared<const TurboQuantCodec>(dim, bits.value_or(3));
+    } else if (zipcache && per_channel) {
+        codec = std::make_shared<const ZipCacheKeyCodec>(dim);
+    } else if (zipcache) {
+        codec = std::make_shared<const ZipCacheValueCodec>(dim);
     } else if (per_channel) {
         codec = std::make_shared<const KiviKeyCodec>(dim, bits.value_or(2));
     } else {
@@ -91,12 +97,38 @@ std::shared_ptr<const Codec> CodecChoice::baseline(Side side, size_t dim, std::o
     return codec;
 }
 
+// Salient rows among all that make the mean rate the budget. Throws Error where no share does.
+double CodecChoice::salient_share(const LayerCodecs& codecs) const {
+    constexpr double kPublished = 0.6;  // of the released code; the paper's for GSM8k
+    if (!options_.budget) {
+        return kPublished;
+    }
+    const auto rate = [&](bool salient) {
+        return static_cast<double>(codecs.k->row_bits(salient) + codecs.v->row_bits(salient)) /
+               static_cast<double>(8 * sizeof(uint16_t) * (codecs.k->dim() + codecs.v->dim()));
+    };
+    const double share = (*options_.budget - rate(false)) / (rate(true) - rate(false));
+    if (share < 0 || share > 1) {
+        throw Error(
+            fmt::format("with heads of {} and {} codec=zipcache takes budgets from {:.1f} % to {:.1f} %, not "
+                        "{:.4g} %",
+                        codecs.k->dim(), codecs.v->dim(), std::ceil(1000 * rate(false)) / 10,
+                        std::floor(1000 * rate(true)) / 10, 100 * *options_.budget));
+    }
+    return share;
+}
+
 CodecChoice::Choice CodecChoice::choose_baseline(const LayerGeometry& geometry) {
     try {
         LayerCodecs codecs;
         codecs.k = baseline(Side::kK, geometry.dim_k, options_.bits_k);
         codecs.v = baseline(Side::kV, geometry.dim_v, options_.bits_v);
-        return {std::move(codecs), {}};
+        Choice choice;
+        if (options_.codec == Options::CodecChoice::kZipCache) {
+            choice.salient_share = salient_share(codecs);
+        }
+        choice.codecs = std::move(codecs);
+        return choice;
     } catch (const Error& error) {
         return {{}, error.what()};
     }

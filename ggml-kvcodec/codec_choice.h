@@ -32,8 +32,8 @@ struct LayerFacts {
 /// removed, the scalar codec is ahead at equal rate (docs/results). Means come from the artifact; without one, from the
 /// model's own bias.
 ///
-/// The baselines (codec=token|kivi|turboquant) stand outside of this: no means, no artifact, no budget. Layers share
-/// them.
+/// The baselines (codec=token|kivi|turboquant|zipcache) stand outside of this: no means, no artifact, and a budget for
+/// zipcache only. Layers share them.
 class CodecChoice {
   public:
     /// Throws Error for a bad option or artifact.
@@ -49,8 +49,9 @@ class CodecChoice {
         std::string reason;
         float expected_error_k = 0;
         float expected_error_v = 0;
-        bool trained = false;    ///< means come from an artifact
-        size_t fixed_bytes = 0;  ///< atoms and means
+        bool trained = false;                                ///< means come from an artifact
+        size_t fixed_bytes = 0;                              ///< atoms and means
+        std::optional<double> salient_share = std::nullopt;  ///< of rows, for codecs of mixed precision
     };
     Choice choose(const LayerFacts& facts);
     /// How a layer evicts, for codecs that do: rank `layer` of n_layers. Its store has no codecs then, and nothing of
@@ -70,6 +71,7 @@ class CodecChoice {
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);
     Choice choose_baseline(const LayerGeometry& geometry);
+    double salient_share(const LayerCodecs& codecs) const;
     std::shared_ptr<const Codec> baseline(Side side, size_t dim, std::optional<uint32_t> bits);
 
     Options options_;

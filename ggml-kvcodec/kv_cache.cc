@@ -235,6 +235,7 @@ void KvCache::pass_through(Layer& layer, const std::string& reason) {
     }
     layer.store.reset();
     layer.evictor.reset();
+    layer.salient_rows.reset();
     layer.ripe.clear();
 }
 
@@ -349,6 +350,9 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
     layer.expected_error_v = choice.expected_error_v;
     layer.trained = choice.trained;
     layer.fixed_bytes = choice.fixed_bytes;
+    if (choice.salient_share) {
+        layer.salient_rows = std::make_unique<SalientRows>(*choice.salient_share);
+    }
     layer.store->set_codecs(geometry, std::move(*choice.codecs));
     layer.state = Layer::State::kCompressed;
     return {};
@@ -467,9 +471,9 @@ bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
     return problem.empty();
 }
 
-void KvCache::measure(Layer& layer, std::span<const uint32_t> cells) {
-    const std::vector<Distortion> k = layer.store->distortion(Side::kK, cells, positions_.data());
-    const std::vector<Distortion> v = layer.store->distortion(Side::kV, cells, positions_.data());
+void KvCache::measure(Layer& layer, std::span<const uint32_t> cells, const uint8_t* salient) {
+    const std::vector<Distortion> k = layer.store->distortion(Side::kK, cells, positions_.data(), salient);
+    const std::vector<Distortion> v = layer.store->distortion(Side::kV, cells, positions_.data(), salient);
     for (size_t i = 0; i < cells.size(); ++i) {
         size_t range = 0;
         while (range + 1 < std::size(kDistortionRanges) &&
@@ -481,7 +485,8 @@ void KvCache::measure(Layer& layer, std::span<const uint32_t> cells) {
     }
 }
 
-void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
+// calls: of the attention that is being computed, one a stream.
+void KvCache::encode_ripe(Layer& layer, bool all, std::span<const AttentionCall> calls, Team& team) {
     // Between prompts each layer codes a few cells every kStagger graphs, in turn, so that every step does equal work.
     constexpr uint64_t kStagger = 16;
     constexpr size_t kMostInStep = 64;
@@ -513,11 +518,18 @@ void KvCache::encode_ripe(Layer& layer, bool all, Team& team) {
     if (cells.empty() || !fits_artifact(layer, cells)) {
         return;
     }
-    if (options_.measure == Options::Measure::kError) {
-        measure(layer, cells);
+    int64_t start = ggml_time_us();
+    std::vector<uint8_t> marks;
+    if (layer.salient_rows != nullptr) {
+        marks = layer.salient_rows->choose(*layer.store, calls, cells, team);
     }
-    const int64_t start = ggml_time_us();
-    layer.store->encode(cells, positions_.data(), team);
+    const uint8_t* salient = marks.empty() ? nullptr : marks.data();
+    counters_.encode_us += ggml_time_us() - start;
+    if (options_.measure == Options::Measure::kError) {
+        measure(layer, cells, salient);
+    }
+    start = ggml_time_us();
+    layer.store->encode(cells, positions_.data(), team, salient);
     layer.store->trim();
     counters_.encode_us += ggml_time_us() - start;
     counters_.cells_coded += n;
@@ -555,14 +567,6 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
         return false;
     }
     grow_older(node);
-    const bool strict = options_.mode == Options::Mode::kStrict;
-    if (strict) {
-        encode_ripe(layer, true, team);
-    }
-    if (layer.state == Layer::State::kPassThrough) {
-        return false;
-    }
-    count_pairs(layer, node);
 
     const std::vector<float> slopes = alibi_slopes(op_float(node, 1), static_cast<size_t>(q->ne[2]));
     AttentionCall call;
@@ -579,6 +583,7 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
     call.out_head_stride = node->nb[1] / sizeof(float);
     call.positions = positions_.data();
     call.mask_stride = mask == nullptr ? 0 : mask->nb[1] / sizeof(uint16_t);
+    std::vector<AttentionCall> calls;
     for (int64_t stream = 0; stream < q->ne[3]; ++stream) {
         call.q = reinterpret_cast<const float*>(data_of<char>(q) + stream * static_cast<int64_t>(q->nb[3]));
         call.first_cell = offset_in_root(k) / row_bytes(layer.k) + static_cast<size_t>(stream) * cells_per_stream_;
@@ -588,12 +593,24 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
                                                             stream % mask->ne[3] * static_cast<int64_t>(mask->nb[3]));
         call.out =
             reinterpret_cast<float*>(static_cast<char*>(node->data) + stream * static_cast<int64_t>(node->nb[3]));
+        calls.push_back(call);
+    }
+
+    const bool strict = options_.mode == Options::Mode::kStrict;
+    if (strict) {
+        encode_ripe(layer, true, calls, team);
+    }
+    if (layer.state == Layer::State::kPassThrough) {
+        return false;
+    }
+    count_pairs(layer, node);
+    for (const AttentionCall& one : calls) {
         const int64_t start = ggml_time_us();
-        ++(attention_.in_code_space(*layer.store, call) ? counters_.code_space_calls : counters_.block_calls);
-        attention_.run(*layer.store, call, team);
+        ++(attention_.in_code_space(*layer.store, one) ? counters_.code_space_calls : counters_.block_calls);
+        attention_.run(*layer.store, one, team);
         counters_.attention_us += ggml_time_us() - start;
         if (layer.evictor != nullptr) {
-            evict(layer, call, team);
+            evict(layer, one, team);
         }
     }
 
@@ -601,7 +618,7 @@ bool KvCache::flash_attn(ggml_tensor* node, Team& team) {
     constexpr size_t kFewestPromptTokens = 64;
     const bool prompt = call.n_tokens >= kFewestPromptTokens;
     if (!strict && !(prompt && options_.prefill == Options::Prefill::kExact)) {
-        encode_ripe(layer, prompt, team);
+        encode_ripe(layer, prompt, calls, team);
     }
     return true;
 }
@@ -765,17 +782,26 @@ size_t KvCache::dense_tokens() const {
     return window_ + (sinks_ + group - 1) / group * group + group - 1;
 }
 
-// Bytes of a token once it is compressed. Of an evicting layer: what decisions have left so far, or the budget's share
-// before there was one.
+// Bytes of a token once it is compressed. Of an evicting layer: what decisions have left so far; of one with salient
+// rows: what codes in use take; or the budget's share before there was any.
 double KvCache::bytes_per_token(const Layer& layer) {
+    if (layer.salient_rows != nullptr) {
+        return layer.store->used_bytes_per_token(layer.store->salient_share().value_or(layer.salient_rows->share()));
+    }
     return (layer.evictor == nullptr ? 1.0 : layer.evictor->share(*layer.store)) *
            static_cast<double>(layer.store->code_bytes_per_token());
 }
 
 std::string KvCache::describe(const Layer& layer) {
-    return layer.evictor != nullptr
-               ? layer.evictor->describe()
-               : fmt::format("K {}, V {}", layer.store->codecs().k->describe(), layer.store->codecs().v->describe());
+    if (layer.evictor != nullptr) {
+        return layer.evictor->describe();
+    }
+    const LayerCodecs& codecs = layer.store->codecs();
+    std::string text = fmt::format("K {}, V {}", codecs.k->describe(), codecs.v->describe());
+    if (layer.salient_rows != nullptr) {
+        text += fmt::format(", {:.4g} % of rows salient", 100 * layer.salient_rows->share());
+    }
+    return text;
 }
 
 void KvCache::report_load() {

@@ -18,6 +18,7 @@
 #include "ggml.h"
 #include "kvcodec/attend/attention.h"
 #include "kvcodec/evict/evictor.h"
+#include "kvcodec/evict/saliency.h"
 #include "kvcodec/options.h"
 #include "kvcodec/store/layer_store.h"
 
@@ -37,7 +38,8 @@ struct Layer {
     ggml_tensor* v = nullptr;
     State state = State::kFresh;
     std::unique_ptr<LayerStore> store;
-    std::unique_ptr<Evictor> evictor;  // of a compressed layer that evicts rows instead of coding them
+    std::unique_ptr<Evictor> evictor;           // of a compressed layer that evicts rows instead of coding them
+    std::unique_ptr<SalientRows> salient_rows;  // of one whose codecs give some rows more bits
     std::unique_ptr<RowOrigin> k_origin;
     std::unique_ptr<RowOrigin> v_origin;
     std::vector<uint32_t> ripe;  // cells old enough to be coded
@@ -100,10 +102,10 @@ class KvCache {
     void reset_cell(size_t cell);
     std::string choose_codecs(Layer& layer, const ggml_tensor* node);
     bool fits_artifact(Layer& layer, std::span<const uint32_t> cells);
-    void measure(Layer& layer, std::span<const uint32_t> cells);
+    void measure(Layer& layer, std::span<const uint32_t> cells, const uint8_t* salient);
     void grow_older(const ggml_tensor* node);
     void count_pairs(const Layer& layer, const ggml_tensor* node);
-    void encode_ripe(Layer& layer, bool all, Team& team);
+    void encode_ripe(Layer& layer, bool all, std::span<const AttentionCall> calls, Team& team);
     void evict(Layer& layer, const AttentionCall& call, Team& team);
     static void evict_zero_rows(Layer& layer, size_t cell);
     bool is_first(const Layer& layer, Side side) const;

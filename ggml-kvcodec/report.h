@@ -12,7 +12,8 @@ namespace kvcodec::host {
 ///     id                      counts caches from the start of the process
 ///     cells                   of all streams
 ///     codecs                  [text], one for each layer: "K ..., V ...", or "f16" where it passes through
-///     code_bytes, f16_bytes   of one token, all layers; where rows are evicted, what is kept of those decided on
+///     code_bytes, f16_bytes   of one token, all layers; where rows are evicted, what is kept of those decided on;
+///                             where some rows get more bits, the mean of what is in use
 ///     fixed_bytes             dictionaries, means, tables
 ///     window, sinks           tokens kept dense
 ///     dense_tokens            most tokens of one sequence that stay dense: window, sinks and incomplete groups

@@ -28,6 +28,7 @@ constexpr std::pair<std::string_view, Options::CodecChoice> kCodecs[] = {
     {"token", Options::CodecChoice::kToken},
     {"kivi", Options::CodecChoice::kKivi},
     {"turboquant", Options::CodecChoice::kTurboQuant},
+    {"zipcache", Options::CodecChoice::kZipCache},
     {"h2o", Options::CodecChoice::kH2o},
     {"snapkv", Options::CodecChoice::kSnapKv},
     {"pyramidkv", Options::CodecChoice::kPyramidKv},
@@ -135,7 +136,8 @@ constexpr Key kKeys[] = {
          d.options.artifact = v;
          return !v.empty();
      }},
-    {"codec", "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, h2o, snapkv or pyramidkv",
+    {"codec",
+     "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, zipcache, h2o, snapkv or pyramidkv",
      [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
     {"budget", "a share such as 20% or 0.2",
      [](Draft& d, std::string_view v) { return set_budget(v, d.options.budget); }},
@@ -199,6 +201,12 @@ void check_bits(const Options& options) {
         if (options.evicts() && bits) {
             throw Error(fmt::format("KVCODEC: codec={} keeps rows in f16, but bits_{}={} is given; leave it out",
                                     name_of<Options::CodecChoice>(kCodecs, options.codec), side, *bits));
+        }
+        if (options.codec == Options::CodecChoice::kZipCache && bits) {
+            throw Error(
+                fmt::format("KVCODEC: codec=zipcache has rows of 4 and of 2 bits, but bits_{}={} is given; "
+                            "leave it out, or give a budget",
+                            side, *bits));
         }
         if (options.is_baseline() && bits && (*bits > 4 || (*bits == 3 && !has_3))) {
             throw Error(fmt::format("KVCODEC: codec={} has {} bits, but bits_{}={} is given",

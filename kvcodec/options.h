@@ -21,7 +21,8 @@ struct Options {
         kToken,       ///< baselines that code, see docs/baselines.md
         kKivi,
         kTurboQuant,
-        kH2o,  ///< baselines that evict rows instead: `budget` is the share that is kept
+        kZipCache,  ///< `budget` decides how many rows get 4 bits, the others get 2
+        kH2o,       ///< baselines that evict rows instead: `budget` is the share that is kept
         kSnapKv,
         kPyramidKv,
     };
@@ -41,7 +42,7 @@ struct Options {
     };
 
     std::string artifact;                    ///< artifact=PATH
-    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none|token|kivi|turboquant|h2o|snapkv|...
+    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none|token|kivi|turboquant|zipcache|...
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=
@@ -68,7 +69,7 @@ struct Options {
     /// Whether the codec is a published rival, there to be compared with. These use no artifact.
     bool is_baseline() const {
         return evicts() || codec == CodecChoice::kToken || codec == CodecChoice::kKivi ||
-               codec == CodecChoice::kTurboQuant;
+               codec == CodecChoice::kTurboQuant || codec == CodecChoice::kZipCache;
     }
 };
 

@@ -106,7 +106,9 @@ TEST(OptionsTest, RoundTrips) {
                              "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published",
                              "codec=token",
                              "codec=kivi,bits_v=4",
-                             "codec=turboquant,bits_k=3,bits_v=2"}) {
+                             "codec=turboquant,bits_k=3,bits_v=2",
+                             "codec=zipcache,budget=20%",
+                             "mode=strict,codec=zipcache"}) {
         const Options options = parse_options(text);
         EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
     }
@@ -126,6 +128,18 @@ TEST(OptionsTest, BaselinesHaveTheBitsOfTheirPapers) {
               "KVCODEC: codec=turboquant has 2, 3 or 4 bits, but bits_k=8 is given");
 }
 
+TEST(OptionsTest, ZipCacheHasABudgetButNoBits) {
+    const Options options = parse_options("codec=zipcache,budget=20%");
+    EXPECT_EQ(options.codec, Options::CodecChoice::kZipCache);
+    EXPECT_TRUE(options.is_baseline());
+    EXPECT_FALSE(options.evicts());
+    EXPECT_EQ(options.window, Options().window);
+    EXPECT_EQ(error_of("codec=zipcache,bits=4"),
+              "KVCODEC: codec=zipcache has rows of 4 and of 2 bits, but bits_k=4 is given; leave it out, or give a "
+              "budget");
+    EXPECT_NE(error_of("bits_v=2,codec=zipcache").find("bits_v=2"), std::string::npos);
+}
+
 TEST(OptionsTest, CommaInThePathCannotBeWritten) {
     Options options;
     options.artifact = "/a,b.gguf";
@@ -143,7 +157,7 @@ TEST(OptionsTest, NamesTheUnknownKeyAndTheValidOnes) {
 TEST(OptionsTest, NamesTheBadValueAndTheValidOnes) {
     const std::string message = error_of("codec=zip");
     EXPECT_NE(message.find("codec=zip"), std::string::npos) << message;
-    for (const char* codec : {"auto", "dictionary", "scalar", "none", "token", "kivi", "turboquant"}) {
+    for (const char* codec : {"auto", "dictionary", "scalar", "none", "token", "kivi", "turboquant", "zipcache"}) {
         EXPECT_NE(message.find(codec), std::string::npos) << message;
     }
     for (const char* text : {"artifact=",

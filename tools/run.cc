@@ -231,8 +231,8 @@ void add_run_command(CLI::App& app, std::vector<std::string> program) {
     command->add_option("--artifact", options->artifact, "Trained dictionaries [default: those in the cache folder]");
     command->add_option("--budget", options->budget, "Size of the codes, as a share of the f16 cache, e.g. 20%");
     command->add_option("--codec", options->codec,
-                        "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, h2o, snapkv, "
-                        "pyramidkv");
+                        "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, zipcache, h2o, "
+                        "snapkv, pyramidkv");
     command->add_option("--window", options->window, "Recent tokens kept dense");
     command->add_option("--sinks", options->sinks, "First tokens kept dense");
     command->add_option("--mode", options->mode, "live, or strict: everything is read through its code");

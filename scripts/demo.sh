@@ -38,7 +38,7 @@ rm -f "$work/results.json"  # of an earlier artifact
 caches="q8_0,q4_0,kvcodec:20%:sinks=4:artifact=none"
 for budget in 26 20 13.5; do caches+=",kvcodec:$budget%:sinks=4"; done
 run "$kvcodec" eval -m "$model_file" -a "$artifact" --cache "$caches" --suite kld,speed --text "$text" \
-    --ctx-size 2048 --chunks 2 --together 6 --depths 4096 --sequences 1 --json "$work/results.json" \
+    --ctx-size 2048 --chunks 2 --together 6 --depths 4096 --sequences 0 --json "$work/results.json" \
     --html "$work/results.html" > "$work/tables.md"
 sed '/^\*\*kld/,$d' "$work/tables.md"  # the overview; the rest is in the page
 cat << TEXT

@@ -209,8 +209,9 @@ void add_eval_command(CLI::App& app) {
         ->delimiter(',')
         ->capture_default_str();
     command
-        ->add_option("--sequences", options->sequences, "Counts of sequences that the speed suite decodes side by side")
-        ->check(CLI::Range(1, 255))
+        ->add_option("--sequences", options->sequences,
+                     "Counts of sequences that the speed suite decodes side by side; 0: none")
+        ->check(CLI::Range(0, 255))
         ->delimiter(',')
         ->capture_default_str();
     command->add_option("--parallel", options->n_parallel, "Answers generated side by side")
@@ -233,6 +234,7 @@ void add_eval_command(CLI::App& app) {
     command->callback([options] {
         std::ranges::sort(options->n_ctx);
         std::ranges::sort(options->depths);
+        std::erase(options->sequences, 0U);
         eval(*options);
     });
 }

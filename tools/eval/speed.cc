@@ -190,11 +190,13 @@ void run_speed(Evaluation& evaluation) {
             f16_intercept = result.value("intercept_ms", 0.0);
             f16_prompt_ms = prompt_ms;
         }
-        if (f16_slope > 0 && f16_prompt_ms > 0) {
+        if (f16_prompt_ms > 0) {
+            result["prompt_ratio"] = prompt_ms / f16_prompt_ms;
+        }
+        if (f16_slope > 0) {
             const double slope = result.value("slope_us_per_token", 0.0);
             const double gain = (f16_slope - slope) / 1e3;
             result["slope_ratio"] = slope / f16_slope;
-            result["prompt_ratio"] = prompt_ms / f16_prompt_ms;
             if (gain > 0) {
                 result["break_even_depth"] = std::max(0.0, (result.value("intercept_ms", 0.0) - f16_intercept) / gain);
             }

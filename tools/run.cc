@@ -114,7 +114,7 @@ void check_artifact(const Options& options, const std::optional<ModelInfo>& mode
 /// Fills in artifact and codec for the program's model. Returns what the user should know about the choice.
 std::string choose_codec(Options& options, const HostProgram& program) {
     using Choice = Options::CodecChoice;
-    if (options.codec == Choice::kNone) {
+    if (options.codec == Choice::kNone || options.is_baseline()) {  // these use no artifact
         return {};
     }
     const auto path = program.find_model();

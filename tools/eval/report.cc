@@ -68,7 +68,12 @@ std::string describe(const Json& settings) {
 
 std::string mode_of(const Json& entry) {
     const std::string options = entry["settings"].value("options", "");
-    return options.find("mode=live") == std::string::npos ? "strict" : "live";
+    const size_t last = options.rfind("mode=");  // the last one is in force
+    return last != std::string::npos && options.compare(last, 9, "mode=live") == 0 ? "live" : "strict";
+}
+
+bool is_plugin(const Json& entry) {
+    return entry["settings"].contains("options");
 }
 
 /// Whether the cache is kvcodec with one of its own codecs, not a published rival.
@@ -358,41 +363,72 @@ Table group_table(const Section& section) {
     return table;
 }
 
+/// Options of a cache apart from its mode.
+std::string options_without_mode(const Json& entry) {
+    std::string options = "," + entry["settings"].value("options", "");
+    for (size_t at = options.find(",mode="); at != std::string::npos; at = options.find(",mode=")) {
+        options.erase(at, options.find(',', at + 1) - at);
+    }
+    return options;
+}
+
+/// The result of the same cache in another section: in the same mode if there is one; null if there is none at all.
+const Json* counterpart_of(const Json& entry, const Section& section) {
+    const Json* best = nullptr;
+    for (const Json& other : section.entries) {
+        const bool same_cache = other["cache"] == entry["cache"] &&
+                                options_without_mode(other) == options_without_mode(entry) &&
+                                other["settings"].value("artifact", "") == entry["settings"].value("artifact", "");
+        if (same_cache && (best == nullptr || mode_of(other) == mode_of(entry))) {
+            best = &other;
+        }
+    }
+    return best;
+}
+
 /// Size, fidelity and speed of each cache in one row, where both suites were run: of the largest context of `kld` and
 /// the deepest depth of `speed`.
 std::optional<Table> overview_table(const std::vector<Section>& sections) {
-    const auto last_of = [&](std::string_view suite, const char* key) {
+    const auto last_of = [&](std::string_view suite, const auto& size_of) {
         const Section* best = nullptr;
         for (const Section& section : sections) {
-            if (section.suite == suite && (best == nullptr || section.settings[key] >= best->settings[key])) {
+            if (section.suite == suite && (best == nullptr || size_of(section) >= size_of(*best))) {
                 best = &section;
             }
         }
         return best;
     };
-    const Section* kld = last_of("kld", "n_ctx");
-    const Section* speed = last_of("speed", "depths");
+    const auto deepest_of = [](const Section& section) {
+        const Json depths = section.settings.value("depths", Json::array());
+        return depths.empty() ? 0 : depths.back().get<int>();
+    };
+    const Section* kld =
+        last_of("kld", [](const Section& section) { return section.settings.value("n_ctx", size_t{0}); });
+    const Section* speed = last_of("speed", deepest_of);
     if (kld == nullptr || speed == nullptr) {
         return std::nullopt;
     }
-    const int depth = speed->settings["depths"].back().get<int>();
+    std::set<std::string> modes;
+    for (const Json& timed : speed->entries) {
+        if (const Json* measured = counterpart_of(timed, *kld); measured != nullptr && is_plugin(*measured)) {
+            modes.insert(mode_of(*measured));
+        }
+    }
+    const bool mode_by_row = modes.size() > 1;
     Table table;
     table.title = "overview";
     table.caption = fmt::format(
         "Shares are of the f16 cache. Rate: bytes of a coded token; total: window, sinks and dictionaries too, "
-        "computed; resident: measured at the depth of the speed column. Fidelity: {} mode, {}. Speed and resident "
+        "computed; resident: measured at the depth of the speed column. Fidelity: {}{}. Speed and resident "
         "memory: live mode.",
-        mode_of(kld->entries.back()), describe(kld->settings));
-    table.head = {"cache",
-                  "rate",
-                  "total at 4k tokens",
-                  "total at 32k tokens",
-                  "resident",
-                  "mean KLD",
-                  "same top token",
-                  "pairs read through codes",
-                  fmt::format("decoding at {}, tokens/s", depth),
-                  "prompt time / f16"};
+        modes.size() == 1 ? *modes.begin() + " mode, " : "", describe(kld->settings));
+    table.head = {"cache", "rate", "total at 4k tokens", "total at 32k tokens", "resident"};
+    if (mode_by_row) {
+        table.head.emplace_back("mode of fidelity");
+    }
+    table.head.insert(table.head.end(),
+                      {"mean KLD", "same top token", "pairs read through codes",
+                       fmt::format("decoding at {}, tokens/s", deepest_of(*speed)), "prompt time / f16"});
     for (const Json& timed : speed->entries) {
         const Json& s = timed["result"];
         std::vector<std::string> row = {timed["cache"]};
@@ -402,14 +438,18 @@ std::optional<Table> overview_table(const std::vector<Section>& sections) {
         };
         row.insert(row.end(), {percent(number(s, "rate")), with_bytes("total_4k", 4096), with_bytes("total_32k", 32768),
                                fmt::format("{:.1f} MiB", number(s, "resident_bytes") / (1 << 20))});
-        const auto measured =
-            std::ranges::find_if(kld->entries, [&](const Json& entry) { return entry["cache"] == timed["cache"]; });
-        if (measured == kld->entries.end()) {
+        const Json* measured = counterpart_of(timed, *kld);
+        if (mode_by_row) {
+            row.push_back(measured != nullptr && is_plugin(*measured) ? mode_of(*measured) : "");
+        }
+        if (measured == nullptr) {
             row.insert(row.end(), {timed["cache"] == "f16" ? "reference" : "", "", ""});
         } else {
             const Json& r = (*measured)["result"];
-            row.insert(row.end(), {with_error(number(r, "kld"), number(r, "kld_error"), 4),
-                                   percent(number(r, "same_top")), percent(number(r, "pairs_through_codes"))});
+            const bool refused = r.value("refused", false);
+            row.insert(row.end(),
+                       {refused ? "refused" : with_error(number(r, "kld"), number(r, "kld_error"), 4),
+                        refused ? "" : percent(number(r, "same_top")), percent(number(r, "pairs_through_codes"))});
         }
         row.push_back(fmt::format("{:.1f}", 1e3 / std::max(number(s["depths"].back(), "median_ms"), 1e-9)));
         row.push_back(fmt::format("{:.2f}", number(s, "prompt_ratio")));

@@ -107,23 +107,26 @@ TEST(ReportTest, OneTableForCachesOfOneSetting) {
     EXPECT_EQ(text.find("**kld", text.find("**kld") + 1), std::string::npos) << "one table";
 }
 
+/// A result of the suite `speed`.
+Json timed(const char* cache, double rate, double ms, const Json& own_settings = Json::object()) {
+    Json settings = {{"depths", {0, 4096}}, {"sequences", Json::array()}, {"threads", 2}};
+    settings.update(own_settings);
+    return Json{{"suite", "speed"},
+                {"cache", cache},
+                {"settings", settings},
+                {"result",
+                 {{"rate", rate},
+                  {"total_4k", rate + 0.03},
+                  {"total_32k", rate + 0.01},
+                  {"f16_bytes_of_token", 1 << 20},
+                  {"resident_bytes", 7 << 20},
+                  {"prompt_ratio", 1.25},
+                  {"depths", {{{"depth", 0}, {"median_ms", 5}}, {{"depth", 4096}, {"median_ms", ms}}}}}}};
+}
+
 TEST(ReportTest, OverviewJoinsFidelityAndSpeed) {
     Json document = kld_document();
     EXPECT_EQ(markdown_report(document).find("**overview**"), std::string::npos);
-    const Json settings = {{"depths", {0, 4096}}, {"sequences", Json::array()}, {"threads", 2}};
-    const auto timed = [&](const char* cache, double rate, double ms) {
-        return Json{{"suite", "speed"},
-                    {"cache", cache},
-                    {"settings", settings},
-                    {"result",
-                     {{"rate", rate},
-                      {"total_4k", rate + 0.03},
-                      {"total_32k", rate + 0.01},
-                      {"f16_bytes_of_token", 1 << 20},
-                      {"resident_bytes", 7 << 20},
-                      {"prompt_ratio", 1.25},
-                      {"depths", {{{"depth", 0}, {"median_ms", 5}}, {{"depth", 4096}, {"median_ms", ms}}}}}}};
-    };
     document["results"].push_back(timed("f16", 1.0, 20));
     document["results"].push_back(timed("q8_0", 0.531, 40));
     const std::string text = markdown_report(document);
@@ -133,6 +136,52 @@ TEST(ReportTest, OverviewJoinsFidelityAndSpeed) {
         std::string::npos)
         << text;
     EXPECT_NE(text.find("| 7.0 MiB | reference |  |  | 50.0 |"), std::string::npos) << text;
+    EXPECT_NE(text.find("Fidelity: n_ctx 512"), std::string::npos) << "the host's caches have no mode: " << text;
+}
+
+TEST(ReportTest, OverviewTakesTheResultOfTheSameOptions) {
+    const char* const cache = "kvcodec:20% <x>";
+    const auto own = [](const char* options, const char* artifact = "") {
+        return Json{{"options", options}, {"artifact", artifact}};
+    };
+    Json document = kld_document();
+    Json strict = document["results"][1];
+    strict["settings"].update(own("mode=strict"));
+    strict["result"]["kld"] = 0.5;
+    document["results"].push_back(timed(cache, 0.195, 40, own("mode=live")));
+    const std::string live = "| 7.0 MiB | 0.0800 ± 0.0010 |";
+    std::string text = markdown_report(document);
+    EXPECT_NE(text.find(live), std::string::npos) << text;
+    EXPECT_NE(text.find("Fidelity: live mode, n_ctx 512"), std::string::npos) << text;
+
+    document["results"].push_back(strict);
+    text = markdown_report(document);
+    EXPECT_NE(text.find(live), std::string::npos) << text;
+    EXPECT_EQ(text.find("| 7.0 MiB | 0.5000 ± 0.0010 |"), std::string::npos) << text;
+
+    // Both were timed as well: each row says its mode.
+    document["results"].push_back(timed(cache, 0.195, 40, own("mode=strict")));
+    text = markdown_report(document);
+    EXPECT_NE(text.find("| 7.0 MiB | live | 0.0800 ± 0.0010 |"), std::string::npos) << text;
+    EXPECT_NE(text.find("| 7.0 MiB | strict | 0.5000 ± 0.0010 |"), std::string::npos) << text;
+    EXPECT_NE(text.find("| mode of fidelity |"), std::string::npos) << text;
+
+    // Another artifact, other options: another cache of the same name.
+    for (const Json& other : {own("mode=live", "beef"), own("mode=live,window=0")}) {
+        document = kld_document();
+        document["results"].push_back(timed(cache, 0.195, 40, other));
+        text = markdown_report(document);
+        EXPECT_NE(text.find("| 7.0 MiB |  |  |  | 25.0 |"), std::string::npos) << text;
+    }
+}
+
+TEST(ReportTest, OverviewSaysWhatWasRefused) {
+    Json document = kld_document();
+    document["results"][1]["result"]["refused"] = true;
+    document["results"][1]["result"]["pairs_through_codes"] = 0.3;
+    document["results"].push_back(timed("kvcodec:20% <x>", 0.195, 40, {{"options", "mode=live"}, {"artifact", ""}}));
+    const std::string text = markdown_report(document);
+    EXPECT_NE(text.find("| 7.0 MiB | refused |  | 30.0 % | 25.0 |"), std::string::npos) << text;
 }
 
 TEST(ReportTest, RefusedResultsShowNoDivergence) {

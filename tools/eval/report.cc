@@ -43,6 +43,16 @@ double number(const Json& json, const char* key) {
     return json.contains(key) && json[key].is_number() ? json[key].get<double>() : 0.0;
 }
 
+/// The array of this name; empty where there is none, as in files of older runs.
+Json list_of(const Json& json, const char* key) {
+    return json.value(key, Json::array());
+}
+
+/// A number of the result, or nothing where it was not measured.
+std::string number_cell(const Json& json, const char* key, int digits) {
+    return json.contains(key) ? fmt::format("{:.{}f}", number(json, key), digits) : "";
+}
+
 std::string bytes_cells(const Json& result) {
     return percent(number(result, "rate"));
 }
@@ -225,29 +235,36 @@ Table speed_table(const Section& section) {
                   "break-even depth",
                   "prompt time / f16",
                   "99 % / median, deepest"};
-    for (const Json& n : section.settings["sequences"]) {
+    const Json counts = list_of(section.settings, "sequences");
+    for (const Json& n : counts) {
         table.head.push_back(fmt::format("tokens/s, {} at once", n.dump()));
     }
     Chart chart{"depth, tokens", "inter-token latency, ms", false, {}};
     for (const Json& entry : section.entries) {
         const Json& r = entry["result"];
+        const Json depths = list_of(r, "depths");
         ChartSeries series{entry["cache"], {}};
-        for (const Json& depth : r["depths"]) {
+        for (const Json& depth : depths) {
             series.points.emplace_back(number(depth, "depth"), number(depth, "median_ms"));
         }
         chart.series.push_back(std::move(series));
-        const Json& deepest = r["depths"].back();
+        const Json deepest = depths.empty() ? Json::object() : depths.back();
         std::vector<std::string> row = {
             entry["cache"],
             bytes_cells(r),
-            fmt::format("{:.2f}", number(r, "intercept_ms")),
-            fmt::format("{:.3f}", number(r, "slope_us_per_token")),
-            fmt::format("{:.2f}", number(r, "slope_ratio")),
-            r.contains("break_even_depth") ? fmt::format("{:.0f}", number(r, "break_even_depth")) : "",
-            fmt::format("{:.2f}", number(r, "prompt_ratio")),
-            fmt::format("{:.2f}", number(deepest, "p99_ms") / std::max(number(deepest, "median_ms"), 1e-9))};
-        for (const Json& point : r["sequences"]) {
-            row.push_back(fmt::format("{:.1f}", number(point, "tokens_per_second")));
+            number_cell(r, "intercept_ms", 2),
+            number_cell(r, "slope_us_per_token", 3),
+            number_cell(r, "slope_ratio", 2),
+            number_cell(r, "break_even_depth", 0),
+            number_cell(r, "prompt_ratio", 2),
+            deepest.contains("median_ms")
+                ? fmt::format("{:.2f}", number(deepest, "p99_ms") / std::max(number(deepest, "median_ms"), 1e-9))
+                : ""};
+        const Json points = list_of(r, "sequences");
+        for (const Json& n : counts) {
+            const auto point =
+                std::ranges::find_if(points, [&](const Json& p) { return p.value("sequences", Json()) == n; });
+            row.push_back(point == points.end() ? "" : number_cell(*point, "tokens_per_second", 1));
         }
         table.rows.push_back(std::move(row));
     }
@@ -262,13 +279,21 @@ Table component_table(const Section& section) {
         "Where the time of a step's attention goes: milliseconds a token, summed over threads, with a clock read "
         "between all parts, live mode.";
     table.head = {"cache", "rate"};
-    for (const auto& [part, value] : section.entries.front()["result"]["parts_ms"].items()) {
-        table.head.push_back(part);
+    const auto parts_of = [](const Json& entry) { return entry["result"].value("parts_ms", Json::object()); };
+    for (const Json& entry : section.entries) {
+        const Json parts = parts_of(entry);
+        for (const auto& [part, value] : parts.items()) {
+            if (std::ranges::find(table.head, part) == table.head.end()) {
+                table.head.push_back(part);
+            }
+        }
     }
     for (const Json& entry : section.entries) {
         std::vector<std::string> row = {entry["cache"], bytes_cells(entry["result"])};
-        for (const auto& [part, value] : entry["result"]["parts_ms"].items()) {
-            row.push_back(fmt::format("{:.3g}", value.get<double>()));
+        const Json parts = parts_of(entry);
+        for (size_t i = row.size(); i < table.head.size(); ++i) {
+            row.push_back(parts.contains(table.head[i]) ? fmt::format("{:.3g}", number(parts, table.head[i].c_str()))
+                                                        : "");
         }
         table.rows.push_back(std::move(row));
     }
@@ -399,7 +424,7 @@ std::optional<Table> overview_table(const std::vector<Section>& sections) {
         return best;
     };
     const auto deepest_of = [](const Section& section) {
-        const Json depths = section.settings.value("depths", Json::array());
+        const Json depths = list_of(section.settings, "depths");
         return depths.empty() ? 0 : depths.back().get<int>();
     };
     const Section* kld =
@@ -451,8 +476,10 @@ std::optional<Table> overview_table(const std::vector<Section>& sections) {
                        {refused ? "refused" : with_error(number(r, "kld"), number(r, "kld_error"), 4),
                         refused ? "" : percent(number(r, "same_top")), percent(number(r, "pairs_through_codes"))});
         }
-        row.push_back(fmt::format("{:.1f}", 1e3 / std::max(number(s["depths"].back(), "median_ms"), 1e-9)));
-        row.push_back(fmt::format("{:.2f}", number(s, "prompt_ratio")));
+        const Json depths = list_of(s, "depths");
+        row.push_back(depths.empty() ? ""
+                                     : fmt::format("{:.1f}", 1e3 / std::max(number(depths.back(), "median_ms"), 1e-9)));
+        row.push_back(number_cell(s, "prompt_ratio", 2));
         table.rows.push_back(std::move(row));
     }
     return table;

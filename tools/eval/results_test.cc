@@ -111,17 +111,18 @@ TEST(ReportTest, OneTableForCachesOfOneSetting) {
 Json timed(const char* cache, double rate, double ms, const Json& own_settings = Json::object()) {
     Json settings = {{"depths", {0, 4096}}, {"sequences", Json::array()}, {"threads", 2}};
     settings.update(own_settings);
-    return Json{{"suite", "speed"},
-                {"cache", cache},
-                {"settings", settings},
-                {"result",
-                 {{"rate", rate},
-                  {"total_4k", rate + 0.03},
-                  {"total_32k", rate + 0.01},
-                  {"f16_bytes_of_token", 1 << 20},
-                  {"resident_bytes", 7 << 20},
-                  {"prompt_ratio", 1.25},
-                  {"depths", {{{"depth", 0}, {"median_ms", 5}}, {{"depth", 4096}, {"median_ms", ms}}}}}}};
+    return Json{
+        {"suite", "speed"},
+        {"cache", cache},
+        {"settings", settings},
+        {"result",
+         {{"rate", rate},
+          {"total_4k", rate + 0.03},
+          {"total_32k", rate + 0.01},
+          {"f16_bytes_of_token", 1 << 20},
+          {"resident_bytes", 7 << 20},
+          {"prompt_ratio", 1.25},
+          {"depths", {{{"depth", 0}, {"median_ms", 5}}, {{"depth", 4096}, {"median_ms", ms}, {"p99_ms", ms}}}}}}};
 }
 
 TEST(ReportTest, OverviewJoinsFidelityAndSpeed) {
@@ -182,6 +183,35 @@ TEST(ReportTest, OverviewSaysWhatWasRefused) {
     document["results"].push_back(timed("kvcodec:20% <x>", 0.195, 40, {{"options", "mode=live"}, {"artifact", ""}}));
     const std::string text = markdown_report(document);
     EXPECT_NE(text.find("| 7.0 MiB | refused |  | 30.0 % | 25.0 |"), std::string::npos) << text;
+}
+
+// An older run measured no sequences, or others, and parts of other names.
+TEST(ReportTest, ResultsOfOlderRunsLeaveCellsEmpty) {
+    Json document = {{"setting", kSetting}, {"results", Json::array()}};
+    Json full = timed("f16", 1.0, 20);
+    full["settings"]["sequences"] = {1, 4};
+    full["result"]["sequences"] = {{{"sequences", 4}, {"tokens_per_second", 90.0}},
+                                   {{"sequences", 8}, {"tokens_per_second", 95.0}}};
+    document["results"].push_back(full);
+    full["cache"] = "q8_0";
+    full["result"] = {{"rate", 0.531}};
+    document["results"].push_back(full);
+    Json old = timed("q4_0", 0.281, 30);
+    old["settings"].erase("sequences");
+    document["results"].push_back(old);
+    const auto parts = [](const char* cache, const Json& result) {
+        return Json{{"suite", "components"}, {"cache", cache}, {"settings", {{"depth", 0}}}, {"result", result}};
+    };
+    document["results"].push_back(parts("a", {{"rate", 0.2}}));
+    document["results"].push_back(parts("b", {{"rate", 0.2}, {"parts_ms", {{"score", 1.5}}}}));
+    document["results"].push_back(parts("c", {{"rate", 0.2}, {"parts_ms", {{"tables", 2.5}}}}));
+    const std::string text = markdown_report(document);
+    for (const char* line : {"| tokens/s, 1 at once | tokens/s, 4 at once |\n", "| 1.25 | 1.00 |  | 90.0 |\n",
+                             "| q8_0 | 53.1 % |  |  |  |  |  |  |  |  |\n", "| 99 % / median, deepest |\n",
+                             "| cache | rate | score | tables |\n", "| a | 20.0 % |  |  |\n",
+                             "| b | 20.0 % | 1.5 |  |\n", "| c | 20.0 % |  | 2.5 |\n"}) {
+        EXPECT_NE(text.find(line), std::string::npos) << line << text;
+    }
 }
 
 TEST(ReportTest, RefusedResultsShowNoDivergence) {

@@ -221,6 +221,42 @@ Table recon_table(const Section& section) {
     return table;
 }
 
+/// Milliseconds of a step at the deepest depth; nothing where none was measured.
+std::optional<double> deepest_ms(const Json& speed) {
+    const Json depths = list_of(speed, "depths");
+    return depths.empty() ? std::nullopt : std::optional(number(depths.back(), "median_ms"));
+}
+
+/// When and where each entry's times were measured, and what a step with f16 took in that run; nothing where all
+/// entries are of one run.
+std::vector<std::string> runs_of(const Section& section) {
+    std::vector<std::string> runs;
+    for (const Json& entry : section.entries) {
+        std::string run = fmt::format("{}, {}", entry.value("date", "no date"), entry.value("cpu", "no processor"));
+        if (const auto f16 = deepest_ms(entry["result"].value("f16", Json::object()))) {
+            run += fmt::format("; f16 {:.2f} ms a step", *f16);
+        }
+        runs.push_back(std::move(run));
+    }
+    if (std::ranges::count(runs, runs.front()) == std::ssize(runs)) {
+        runs.clear();
+    }
+    return runs;
+}
+
+/// Adds a column to a table of the section's entries, one a row, unless all are of one run.
+void mark_runs(Table& table, const Section& section) {
+    const std::vector<std::string> runs = runs_of(section);
+    if (runs.empty()) {
+        return;
+    }
+    table.caption += " Rows are of several runs: only ratios and rows of one run can be compared.";
+    table.head.emplace_back("run");
+    for (size_t i = 0; i < runs.size(); ++i) {
+        table.rows[i].push_back(runs[i]);
+    }
+}
+
 Table speed_table(const Section& section) {
     Table table;
     table.title = fmt::format("speed: {}", describe(section.settings));
@@ -269,6 +305,7 @@ Table speed_table(const Section& section) {
         table.rows.push_back(std::move(row));
     }
     table.figure = svg_of(chart);
+    mark_runs(table, section);
     return table;
 }
 
@@ -297,6 +334,7 @@ Table component_table(const Section& section) {
         }
         table.rows.push_back(std::move(row));
     }
+    mark_runs(table, section);
     return table;
 }
 
@@ -482,6 +520,7 @@ std::optional<Table> overview_table(const std::vector<Section>& sections) {
         row.push_back(number_cell(s, "prompt_ratio", 2));
         table.rows.push_back(std::move(row));
     }
+    mark_runs(table, *speed);
     return table;
 }
 

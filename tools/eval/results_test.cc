@@ -214,6 +214,36 @@ TEST(ReportTest, ResultsOfOlderRunsLeaveCellsEmpty) {
     }
 }
 
+// f16 is measured in every run and its result replaced, so older rows would stand beside it as if of one run.
+TEST(ReportTest, RowsOfSeveralRunsAreMarked) {
+    const auto run = [](const char* date, const char* cpu, const char* cache, double f16_ms) {
+        Json entry = timed(cache, 0.5, 25);
+        entry["date"] = date;
+        entry["cpu"] = cpu;
+        entry["result"]["f16"] = {{"depths", {{{"depth", 4096}, {"median_ms", f16_ms}}}}};
+        return entry;
+    };
+    const auto report = [&](const Json& second) {
+        Json document = kld_document();
+        document["results"].push_back(run("2026-01-01", "Z80", "q8_0", 20));
+        document["results"].push_back(second);
+        return markdown_report(document);
+    };
+    EXPECT_EQ(report(run("2026-01-01", "Z80", "f16", 20)).find("| run |"), std::string::npos);
+    for (const Json& second : {run("2026-01-02", "Z80", "f16", 20), run("2026-01-01", "6502", "f16", 20),
+                               run("2026-01-01", "Z80", "f16", 21)}) {
+        const std::string text = report(second);
+        EXPECT_NE(text.find("| 40.0 | 1.25 | 2026-01-01, Z80; f16 20.00 ms a step |\n"), std::string::npos) << text;
+        EXPECT_NE(text.find("| 1.00 | 2026-01-01, Z80; f16 20.00 ms a step |\n"), std::string::npos) << text;
+        EXPECT_NE(text.find("Rows are of several runs"), std::string::npos);
+        EXPECT_NE(text.find("| prompt time / f16 | run |"), std::string::npos) << text;
+    }
+    // A file of an earlier version has no f16 beside each result.
+    Json old = run("2026-01-01", "Z80", "q4_0", 20);
+    old["result"].erase("f16");
+    EXPECT_NE(report(old).find("| 2026-01-01, Z80 |\n"), std::string::npos);
+}
+
 TEST(ReportTest, RefusedResultsShowNoDivergence) {
     Json document = kld_document();
     document["results"][1]["result"]["refused"] = true;

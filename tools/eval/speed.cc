@@ -177,28 +177,30 @@ void run_speed(Evaluation& evaluation) {
     }
     Progress progress(fmt::format("speed of {} caches", caches.size()));
     size_t done = 0;
-    double f16_slope = 0;
-    double f16_intercept = 0;
-    double f16_prompt_ms = 0;
+    Json f16;  // of this run; kept in each result, because a later run replaces f16's own
     for (const CacheSpec& cache : caches) {
         const CacheSpec live = as_users_run(cache);
         Json result = measure(evaluation, live, progress, done, caches.size() * options.depths.size());
         const double prompt_ms = result["depths"].back()["prompt_ms_so_far"].get<double>();
         result["sequences"] = measure_sequences(evaluation, live);
         if (cache.is_reference()) {
-            f16_slope = result.value("slope_us_per_token", 0.0);
-            f16_intercept = result.value("intercept_ms", 0.0);
-            f16_prompt_ms = prompt_ms;
+            for (const char* key : {"depths", "sequences", "intercept_ms", "slope_us_per_token"}) {
+                if (result.contains(key)) {
+                    f16[key] = result[key];
+                }
+            }
         }
-        if (f16_prompt_ms > 0) {
-            result["prompt_ratio"] = prompt_ms / f16_prompt_ms;
+        result["f16"] = f16;
+        if (const double f16_ms = f16["depths"].back()["prompt_ms_so_far"].get<double>(); f16_ms > 0) {
+            result["prompt_ratio"] = prompt_ms / f16_ms;
         }
-        if (f16_slope > 0) {
+        if (const double f16_slope = f16.value("slope_us_per_token", 0.0); f16_slope > 0) {
             const double slope = result.value("slope_us_per_token", 0.0);
             const double gain = (f16_slope - slope) / 1e3;
             result["slope_ratio"] = slope / f16_slope;
             if (gain > 0) {
-                result["break_even_depth"] = std::max(0.0, (result.value("intercept_ms", 0.0) - f16_intercept) / gain);
+                result["break_even_depth"] =
+                    std::max(0.0, (result.value("intercept_ms", 0.0) - f16.value("intercept_ms", 0.0)) / gain);
             }
         }
         evaluation.results.put("speed", cache.name, settings_of(cache, settings), std::move(result));

@@ -7,6 +7,7 @@
 
 #include "ggml-kvcodec/report.h"
 #include "kvcodec/error.h"
+#include "tools/eval/plugin_report.h"
 
 namespace kvcodec {
 
@@ -41,7 +42,7 @@ EvalContext::EvalContext(llama_model* model, const CacheSpec& spec, const Contex
         const Json reports = read_reports(plugin_);
         return reports.empty() ? int64_t{-1} : reports.back()["id"].get<int64_t>();
     };
-    const int64_t before = last_id();
+    before_id_ = last_id();
     set_plugin_options(spec);
     llama_context_params params = llama_context_default_params();
     params.n_seq_max = static_cast<uint32_t>(shape.n_seq);
@@ -55,9 +56,7 @@ EvalContext::EvalContext(llama_model* model, const CacheSpec& spec, const Contex
     params.offload_kqv = spec.plugin;
     params.kv_unified = false;
     context_ = make_llama_context(model, params);
-    if (const int64_t id = last_id(); id != before) {
-        report_id_ = id;
-    }
+    last_id_ = last_id();
 }
 
 void EvalContext::decode(const TokenBatch& batch) const {
@@ -68,12 +67,13 @@ void EvalContext::decode(const TokenBatch& batch) const {
 }
 
 Json EvalContext::report() const {
+    Json own = Json::array();
     for (const Json& report : read_reports(plugin_)) {
-        if (report["id"] == report_id_) {
-            return report;
+        if (report["id"] > before_id_ && report["id"] <= last_id_) {
+            own.push_back(report);
         }
     }
-    return nullptr;
+    return joined_report(own);
 }
 
 Json EvalContext::accounting() const {

@@ -36,7 +36,8 @@ class EvalContext {
     void clear() const { llama_memory_clear(llama_get_memory(context_.get()), true); }
     /// Throws Error if llama.cpp fails.
     void decode(const TokenBatch& batch) const;
-    /// The plug-in's report on this cache (ggml-kvcodec/report.h); null for a host cache, or if nothing is compressed.
+    /// The plug-in's report on this cache (ggml-kvcodec/report.h), all its parts together; null for a host cache, or if
+    /// nothing is compressed.
     Json report() const;
     /// What every result says about its cache: rate, totals at 4k and 32k tokens and resident bytes, as shares of f16
     /// and in bytes, and the share of pairs that were read through codes.
@@ -48,7 +49,8 @@ class EvalContext {
     size_t f16_bytes_;
     ggml_backend_reg_t plugin_;
     LlamaContext context_;
-    int64_t report_id_ = -1;
+    int64_t before_id_ = -1;  // of the plug-in's reports: those after this one
+    int64_t last_id_ = -1;    // up to this one are on caches of this context
 };
 
 class EvalHost {

@@ -76,15 +76,27 @@ Json EvalContext::report() const {
     return joined_report(own);
 }
 
+double EvalContext::host_bytes_in_use() const {
+    size_t tokens = 0;
+    for (size_t sequence = 0; sequence < shape_.n_seq; ++sequence) {
+        const llama_pos last =
+            llama_memory_seq_pos_max(llama_get_memory(context_.get()), static_cast<llama_seq_id>(sequence));
+        tokens += static_cast<size_t>(last + 1);
+    }
+    const double all_layers = spec_.host_rate() * static_cast<double>(f16_bytes_ * tokens);
+    // Layers with a sliding window hold fewer tokens. The state has what each layer holds, but also a few bytes a cell
+    // of bookkeeping, which make it the larger one for a model without such layers.
+    const auto state = static_cast<double>(llama_state_get_size(context_.get()));
+    return state == 0 ? all_layers : std::min(all_layers, state);
+}
+
 Json EvalContext::accounting() const {
     if (!spec_.plugin) {
         const double rate = spec_.host_rate();
-        // The host clears its whole cache at the start, so all of it is in memory.
-        const double bytes = rate * static_cast<double>(f16_bytes_ * shape_.n_ctx * shape_.n_seq);
         return {{"rate", rate},
                 {"total_4k", rate},
                 {"total_32k", rate},
-                {"resident_bytes", bytes},
+                {"resident_bytes", host_bytes_in_use()},
                 {"f16_bytes_of_token", f16_bytes_},
                 {"pairs_through_codes", 1.0}};
     }

@@ -40,10 +40,13 @@ class EvalContext {
     /// nothing is compressed.
     Json report() const;
     /// What every result says about its cache: rate, totals at 4k and 32k tokens and resident bytes, as shares of f16
-    /// and in bytes, and the share of pairs that were read through codes.
+    /// and in bytes, and the share of pairs that were read through codes. Resident bytes are of the cells in use: of
+    /// kvcodec measured, of a host cache computed, which also keeps the rest of its cells in memory.
     Json accounting() const;
 
   private:
+    double host_bytes_in_use() const;
+
     CacheSpec spec_;
     ContextShape shape_;
     size_t f16_bytes_;

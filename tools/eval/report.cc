@@ -482,7 +482,9 @@ std::optional<Table> overview_table(const std::vector<Section>& sections) {
     table.title = "overview";
     table.caption = fmt::format(
         "Shares are of the f16 cache. Rate: bytes of a coded token; total: window, sinks and dictionaries too, "
-        "computed; resident: measured at the depth of the speed column. Fidelity: {}{}. Speed and resident "
+        "computed; resident: of the cells in use at the depth of the speed column, measured for kvcodec and computed "
+        "for "
+        "the host's caches, which keep unused cells in memory as well. Fidelity: {}{}. Speed and resident "
         "memory: live mode.",
         modes.size() == 1 ? *modes.begin() + " mode, " : "", describe(kld->settings));
     table.head = {"cache", "rate", "total at 4k tokens", "total at 32k tokens", "resident"};

@@ -459,8 +459,10 @@ TEST_F(LayerStoreTest, DistortionIsWhatEncodeThenLoses) {
     for (const uint32_t cell : cells) {
         write(cell);
     }
+    std::vector<std::vector<Distortion>> promised;
+    std::vector<std::vector<uint16_t>> before;
     for (const Side side : {Side::kK, Side::kV}) {
-        const std::vector<Distortion> all = store_.distortion(side, cells, positions_.data());
+        const std::vector<Distortion>& all = promised.emplace_back(store_.distortion(side, cells, positions_.data()));
         ASSERT_EQ(all.size(), cells.size());
         for (size_t i = 0; i < cells.size(); ++i) {
             const Distortion alone = store_.distortion(side, {&cells[i], 1}, positions_.data()).front();
@@ -469,6 +471,16 @@ TEST_F(LayerStoreTest, DistortionIsWhatEncodeThenLoses) {
             EXPECT_LT(all[i].residual, all[i].energy / 100);
             EXPECT_LT(all[i].miss, all[i].residual / 10);
             EXPECT_GT(all[i].miss, 0);
+            before.push_back(read(side, cells[i]));
+        }
+    }
+    encode(cells);
+    for (const Side side : {Side::kK, Side::kV}) {
+        for (size_t i = 0; i < cells.size(); ++i) {
+            const size_t n = static_cast<size_t>(side) * cells.size() + i;
+            const Distortion& d = promised[static_cast<size_t>(side)][i];
+            ASSERT_TRUE(store_.is_coded(cells[i]));
+            EXPECT_NEAR(d.miss / d.energy / relative_error(before[n], read(side, cells[i])), 1.0, 0.02) << cells[i];
         }
     }
 }

@@ -207,20 +207,21 @@ class Eval(unittest.TestCase):
 
     def test_baselines(self):
         """Sizes as their papers have them, and answers that are not far off with many bits or rows."""
-        rates = {"token:bits=4": 5 / 16, "kivi:bits=4": 5 / 16, "turboquant:bits=4": 4 / 16 + 1 / 64, "h2o:budget=50%": 0.5,
-                 "snapkv:budget=50%": 0.5, "pyramidkv:budget=50%": 0.5}  # fmt: skip
+        rates = {"token:bits=4": 5 / 16, "kivi:bits=4": 5 / 16, "turboquant:bits=4": 4 / 16 + 1 / 64,
+                 "zipcache:budget=20%": 0.2, "h2o:budget=50%": 0.5, "snapkv:budget=50%": 0.5,
+                 "pyramidkv:budget=50%": 0.5}  # fmt: skip
         path = fresh("eval-baselines.json")
         caches = ",".join(f"kvcodec:codec={name}" for name in rates)
         result = evaluate(
-            "--text", host.document_file(40_000), "--ctx-size", 1536, "--chunks", 1, "--together", 6, "--cache", caches,
-            json_file=path,
+            "--text", host.document_file(40_000), "--ctx-size", 1536, "--chunks", 1, "--together", len(rates),
+            "--cache", caches, json_file=path,
         )  # fmt: skip
         self.assertEqual(result.code, 0, result)
         found = results(path)
         for name, rate in rates.items():
             cache = found[f"kvcodec:codec={name}"]
             self.assertAlmostEqual(cache["rate"], rate, delta=0.002 if "bits" in name else 0.02, msg=name)
-            self.assertLess(cache["kld"], 0.3, name)
+            self.assertLess(cache["kld"], 0.7 if name.startswith("zipcache") else 0.3, name)  # it has 20 %
             self.assertGreater(cache["kld"], 0.001, name)
 
     def test_finished_results_are_kept(self):

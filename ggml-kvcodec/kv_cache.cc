@@ -77,15 +77,28 @@ class Sight {
           first_cell_(offset_in_root(node->src[1]) / row_bytes(root_of(node->src[1]))),
           cells_per_stream_(cells_per_stream) {}
 
-    // (query, key) pairs in all.
-    uint64_t pairs() const {
-        uint64_t visible = 0;
+    struct Pairs {
+        uint64_t all = 0;
+        uint64_t chosen = 0;
+    };
+
+    // (query, key) pairs in all, and those whose cell is chosen (by cell of the cache). Row by row of the mask: a
+    // column is as many cache misses as there are queries.
+    Pairs pairs(const std::vector<uint8_t>& chosen) const {
+        Pairs pairs;
         for (size_t stream = 0; stream < n_streams_; ++stream) {
+            const uint8_t* of_stream = chosen.data() + first_cell_ + stream * cells_per_stream_;
+            if (mask_ == nullptr) {
+                pairs.all += n_tokens_ * n_kv_;
+                pairs.chosen += n_tokens_ * (n_kv_ - static_cast<size_t>(std::count(of_stream, of_stream + n_kv_, 0)));
+                continue;
+            }
             for (size_t token = 0; token < n_tokens_; ++token) {
-                visible += mask_ == nullptr ? n_kv_ : count_visible(row(stream, token), n_kv_);
+                pairs.all += count_visible(row(stream, token), n_kv_);
+                pairs.chosen += count_visible(row(stream, token), of_stream, n_kv_);
             }
         }
-        return visible;
+        return pairs;
     }
 
     // Queries that see one cell.
@@ -392,15 +405,13 @@ void KvCache::count_pairs(const Layer& layer, const ggml_tensor* node) {
         return;
     }
     pairs_counted_ = true;
-    const Sight sight(node, cells_per_stream_);
-    const uint64_t pairs = sight.pairs();
-    uint64_t dense = 0;
-    for (size_t cell = 0; cell < n_cells_; ++cell) {
-        const bool is_dense = options_.evicts() ? is_young_[cell] != 0 : layer.store->is_dense(cell);
-        dense += is_dense ? sight.of(cell) : 0;
+    std::vector<uint8_t> is_dense = is_young_;
+    for (size_t cell = 0; !options_.evicts() && cell < n_cells_; ++cell) {
+        is_dense[cell] = layer.store->is_dense(cell) ? 1 : 0;
     }
-    counters_.pairs += pairs;
-    counters_.pairs_coded += pairs - std::min(pairs, dense);
+    const Sight::Pairs pairs = Sight(node, cells_per_stream_).pairs(is_dense);
+    counters_.pairs += pairs.all;
+    counters_.pairs_coded += pairs.all - pairs.chosen;
 }
 
 void KvCache::evict(Layer& layer, const AttentionCall& call, Team& team) {

@@ -156,6 +156,23 @@ size_t count_not_hidden(const uint16_t* mask, size_t n) {
     return count;
 }
 
+size_t count_chosen_not_hidden(const uint16_t* mask, const uint8_t* chosen, size_t n) {
+    const hn::ScalableTag<uint16_t> d;
+    const hn::Rebind<uint8_t, decltype(d)> bytes;
+    const auto hidden = hn::Set(d, kHalfMinusInfinity);
+    const auto zero = hn::Zero(d);
+    size_t count = 0;
+    size_t i = 0;
+    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+        const auto is_chosen = hn::PromoteTo(d, hn::LoadU(bytes, chosen + i)) != zero;
+        count += hn::CountTrue(d, hn::And(is_chosen, hn::LoadU(d, mask + i) != hidden));
+    }
+    for (; i < n; ++i) {
+        count += chosen[i] != 0 && mask[i] != kHalfMinusInfinity ? 1 : 0;
+    }
+    return count;
+}
+
 MaskKind classify(const uint16_t* mask, size_t n) {
     if (count_not_hidden(mask, n) == 0) {
         return MaskKind::kHidden;
@@ -178,6 +195,7 @@ HWY_EXPORT(mask_scores);
 HWY_EXPORT(step_all);
 HWY_EXPORT(multiply_lanes);
 HWY_EXPORT(count_not_hidden);
+HWY_EXPORT(count_chosen_not_hidden);
 HWY_EXPORT(classify);
 
 void scale_and_mask(float* s, size_t m, size_t lanes, float scale, float softcap, const float* bias) {
@@ -198,6 +216,10 @@ MaskKind classify_mask(const uint16_t* mask, size_t n) {
 
 size_t count_visible(const uint16_t* mask, size_t n) {
     return HWY_DYNAMIC_DISPATCH(count_not_hidden)(mask, n);
+}
+
+size_t count_visible(const uint16_t* mask, const uint8_t* chosen, size_t n) {
+    return HWY_DYNAMIC_DISPATCH(count_chosen_not_hidden)(mask, chosen, n);
 }
 
 }  // namespace kvcodec

@@ -24,5 +24,7 @@ MaskKind classify_mask(const uint16_t* mask, size_t n);
 
 /// How many of n half-precision mask values are not -inf.
 size_t count_visible(const uint16_t* mask, size_t n);
+/// The same, of those values alone whose byte in `chosen` is not 0.
+size_t count_visible(const uint16_t* mask, const uint8_t* chosen, size_t n);
 
 }  // namespace kvcodec

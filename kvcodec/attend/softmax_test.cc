@@ -208,6 +208,13 @@ TEST_F(MaskTest, CountsVisible) {
             }
             const auto visible = std::count_if(mask.begin(), mask.end(), [](uint16_t v) { return v != kHalfHidden; });
             ASSERT_EQ(count_visible(mask.data(), n), static_cast<size_t>(visible));
+            std::vector<uint8_t> chosen(n);
+            size_t both = 0;
+            for (size_t i = 0; i < n; ++i) {
+                chosen[i] = static_cast<uint8_t>(rng() % 2 == 0 ? 0 : 1 + rng() % 255);
+                both += chosen[i] != 0 && mask[i] != kHalfHidden ? 1 : 0;
+            }
+            ASSERT_EQ(count_visible(mask.data(), chosen.data(), n), both);
         }
     }
 }

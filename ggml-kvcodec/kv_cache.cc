@@ -47,6 +47,10 @@ uint64_t hash_of(const std::vector<uint16_t>& row) {
     return std::hash<std::string_view>()({reinterpret_cast<const char*>(row.data()), row.size() * sizeof(uint16_t)});
 }
 
+bool is_zero(const std::vector<uint16_t>& row) {
+    return std::all_of(row.begin(), row.end(), [](uint16_t value) { return value == 0; });
+}
+
 double mebibytes(size_t bytes) {
     return static_cast<double>(bytes) / (1 << 20);
 }
@@ -676,7 +680,8 @@ void KvCache::get(const ggml_tensor* tensor, void* data, size_t offset, size_t s
             std::fill(row.begin(), row.end(), uint16_t{0});
         } else {
             layer.store->read(side, at / bytes, positions_.data(), row.data());
-            if (is_first(layer, side) && positions_[at / bytes] != kUnknownPosition) {
+            // Rows that were evicted whole are all alike.
+            if (is_first(layer, side) && positions_[at / bytes] != kUnknownPosition && !is_zero(row)) {
                 if (position_of_row_.size() >= kMostRememberedRows) {
                     position_of_row_.clear();
                 }
@@ -716,7 +721,7 @@ void KvCache::set(ggml_tensor* tensor, const void* data, size_t offset, size_t s
         reset_cell(cell);
         age_[cell] = window_;  // restored rows are old: they are coded as soon as they are used
         if (is_first(layer, side)) {
-            const auto known = position_of_row_.find(hash_of(row));
+            const auto known = is_zero(row) ? position_of_row_.end() : position_of_row_.find(hash_of(row));
             positions_[cell] = known == position_of_row_.end() ? kUnknownPosition : known->second;
         }
         at += part;

@@ -18,13 +18,14 @@ Evictor::Evictor(const EvictionSettings& settings, const LayerGeometry& geometry
 }
 
 // The order of positions is the order of age; a model that rotates no keys tells none, and its cells count as written
-// one after the other.
+// one after the other. Cells that a saved state brought back empty have no place in that order: they come first, and
+// only count.
 void Evictor::find_cells(const LayerStore& store, const AttentionCall& call) {
     constexpr uint16_t kHalfMinusInfinity = 0xFC00;
     const uint16_t* mask = call.mask == nullptr ? nullptr : call.mask + (call.n_tokens - 1) * call.mask_stride;
+    const auto position = [&](uint32_t cell) { return call.positions == nullptr ? -1 : call.positions[cell]; };
     const auto age = [&](uint32_t cell) {
-        const int32_t position = call.positions == nullptr ? -1 : call.positions[cell];
-        return position >= 0 ? static_cast<size_t>(position) : cell - call.first_cell;
+        return position(cell) >= 0 ? static_cast<size_t>(position(cell)) : cell - call.first_cell;
     };
     cells_.clear();
     for (size_t i = 0; i < call.n_cells; ++i) {
@@ -33,10 +34,14 @@ void Evictor::find_cells(const LayerStore& store, const AttentionCall& call) {
             cells_.push_back(static_cast<uint32_t>(cell));
         }
     }
-    std::stable_sort(cells_.begin(), cells_.end(), [&](uint32_t a, uint32_t b) { return age(a) < age(b); });
-    const auto first =
-        std::find_if(cells_.begin(), cells_.end(), [&](uint32_t cell) { return age(cell) >= settings_.sinks; });
-    n_sinks_ = static_cast<size_t>(first - cells_.begin());
+    const bool told = std::any_of(cells_.begin(), cells_.end(), [&](uint32_t cell) { return position(cell) >= 0; });
+    const auto placed = std::stable_partition(cells_.begin(), cells_.end(), [&](uint32_t cell) {
+        return told && store.is_emptied(cell) && position(cell) < 0;
+    });
+    std::stable_sort(placed, cells_.end(), [&](uint32_t a, uint32_t b) { return age(a) < age(b); });
+    const auto first = std::find_if(placed, cells_.end(), [&](uint32_t cell) { return age(cell) >= settings_.sinks; });
+    n_unplaced_ = static_cast<size_t>(placed - cells_.begin());
+    n_sinks_ = static_cast<size_t>(first - placed);
 }
 
 size_t Evictor::capacity() const {
@@ -64,15 +69,16 @@ std::span<const uint32_t> Evictor::observe(LayerStore& store, const AttentionCal
     if (h2o && static_cast<size_t>(undecided) < kCellsBetweenDecisions) {
         return {};
     }
+    const std::span<const uint32_t> placed = std::span(cells_).subspan(n_unplaced_);
     std::vector<std::vector<uint32_t>> evicted(geometry_.n_head_kv);
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
-        std::vector<float> received(cells_.size());
-        std::vector<uint8_t> kept(cells_.size());
+        std::vector<float> received(placed.size());
+        std::vector<uint8_t> kept(placed.size());
         for (size_t head = next++; head < geometry_.n_head_kv; head = next++) {
-            for (size_t i = 0; i < cells_.size(); ++i) {
-                received[i] = mass[head * stride + cells_[i] - call.first_cell];
-                kept[i] = store.is_evicted(cells_[i], head) ? 0 : 1;
+            for (size_t i = 0; i < placed.size(); ++i) {
+                received[i] = mass[head * stride + placed[i] - call.first_cell];
+                kept[i] = store.is_evicted(placed[i], head) ? 0 : 1;
             }
             const HeadCells cells{received, kept, n_sinks_};
             evicted[head] =
@@ -81,7 +87,7 @@ std::span<const uint32_t> Evictor::observe(LayerStore& store, const AttentionCal
     });
     for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
         for (const uint32_t i : evicted[head]) {
-            store.evict(cells_[i], head);
+            store.evict(placed[i], head);
         }
     }
     store.trim();

@@ -30,7 +30,9 @@ struct EvictionSettings {
 ///   PyramidKV repeats keys for each query head first, and thereby stores more.
 /// - Keys keep the positions that they were rotated with, as in the papers' main experiments.
 /// - Queries of the batch that is being read see its own keys before any of them is evicted.
-/// - H2O's sums are not in a state that the host saves.
+/// - H2O's sums are not in a state that the host saves, nor are the positions of cells that have lost every head:
+/// restored,
+///   they count for the capacity, but have no place among the other cells.
 /// - Capacity counts the cells that the last query token sees. If a stream holds several sequences, only its sequence
 ///   is reduced, and queries of the others take part in what is observed.
 /// - A cell's memory comes back when its last head is evicted, so memory shrinks less than the rate says. H2O's
@@ -80,8 +82,9 @@ class Evictor {
     LayerGeometry geometry_;
     std::vector<float> mass_;       // H2O: [n_head_kv, n_cells]; else of one call, [n_head_kv, call.n_cells]
     std::vector<uint8_t> decided_;  // [n_cells]
-    std::vector<uint32_t> cells_;   // that the last query token sees, oldest first
-    size_t n_sinks_ = 0;            // of cells_
+    std::vector<uint32_t> cells_;   // that the last query token sees: n_unplaced_ emptied ones, the others oldest first
+    size_t n_unplaced_ = 0;
+    size_t n_sinks_ = 0;  // of the others
 };
 
 }  // namespace kvcodec

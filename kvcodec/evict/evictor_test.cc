@@ -254,6 +254,33 @@ TEST(EvictorTest, OverwrittenCellsStartAnew) {
     EXPECT_EQ(reader.evictor.describe(), "h2o, 20 % of rows kept");
 }
 
+// A restored state has no positions for cells that had lost every head.
+TEST(EvictorTest, EmptiedCellsWithoutPositionOnlyCount) {
+    EvictionSettings settings = settings_of(Method::kH2o, 0.4);
+    settings.sinks = 4;
+    Reader reader(settings, kStream);
+    Reader restored(settings, kStream);
+    for (Reader* each : {&reader, &restored}) {
+        EXPECT_EQ(each->read(100), 100U);
+    }
+    size_t emptied = 0;
+    for (size_t position = 0; position < 100; ++position) {
+        const size_t cell = restored.cell(position);
+        if (restored.store.is_emptied(cell)) {
+            restored.positions[cell] = -1;
+            restored.evictor.forget(cell);
+            ++emptied;
+        }
+    }
+    ASSERT_GT(emptied, 10U);
+    EXPECT_EQ(reader.read(60), 160U);
+    EXPECT_EQ(restored.read(60), 160U) << "emptied cells were not decided on";
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        EXPECT_EQ(restored.kept(head).size(), capacity_of(0.4, 160));
+        EXPECT_EQ(restored.kept(head), reader.kept(head));
+    }
+}
+
 TEST(EvictorTest, NoCellsNoDecision) {
     Reader reader(settings_of(Method::kH2o, 0.4));
     SingleThread team;

@@ -514,7 +514,7 @@ void KvCache::encode_ripe(Layer& layer, bool all, std::span<const AttentionCall>
     }
     std::sort(layer.ripe.begin(), layer.ripe.end());
     layer.ripe.erase(std::unique(layer.ripe.begin(), layer.ripe.end()), layer.ripe.end());
-    const bool needs_position = !layer.store->codecs().k_mean.empty();
+    const bool needs_position = layer.store->codecs().need_positions();
     bool lost_position = false;
     std::erase_if(layer.ripe, [&](uint32_t cell) {
         const bool codable = layer.store->is_whole(cell) && is_young_[cell] == 0;

@@ -83,14 +83,14 @@ bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call
     }
     const Codec& k = *store.codecs().k;
     const Codec& v = *store.codecs().v;
-    if (k.space() == 0 || v.space() == 0 || lanes > kMaxCodeLanes || call.n_cells == 0 ||
+    if (v.space() == 0 || (k.space() == 0 && !k.before_rope()) || lanes > kMaxCodeLanes || call.n_cells == 0 ||
         (store.coded_cells() == 0 && crossover_ < 0)) {
         return false;
     }
     if (crossover_ >= 0) {
         return call.n_cells >= static_cast<size_t>(crossover_);
     }
-    if (k.nonzeros() == k.space() && v.nonzeros() == v.space()) {
+    if ((k.space() == 0 || k.nonzeros() == k.space()) && v.nonzeros() == v.space()) {
         // Dense codes: tables are as small as the queries, only the extra barriers cost.
         constexpr size_t kFewCells = 512;
         return call.n_cells >= kFewCells;
@@ -122,6 +122,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     const size_t space_k = codecs.k->space();
     const size_t space_v = codecs.v->space();
     const bool has_k_mean = !codecs.k_mean.empty();
+    const bool rebuilds_k = space_k == 0;  // codes before RoPE
     const auto lanes_of = [&](size_t head) { return Lanes{head * group, group, 0, call.n_tokens, lanes}; };
 
     struct Head {
@@ -233,7 +234,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 }
                 const std::span<uint16_t> rows = mask.rows();
                 const auto coded_end = std::stable_partition(rows.begin(), rows.end(), [&](uint16_t row) {
-                    return store.is_coded(first_cell + row) && store.shift(first_cell + row) == 0;
+                    return store.is_coded(first_cell + row) && (store.shift(first_cell + row) == 0 || rebuilds_k);
                 });
                 store.prefetch_codes(Side::kV, block, head);
                 if (b + 1 < last) {
@@ -241,7 +242,11 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 }
                 const std::span<const uint16_t> coded(rows.begin(), coded_end);
                 const std::span<const uint16_t> dense(coded_end, rows.end());
-                if (!coded.empty()) {
+                if (!coded.empty() && rebuilds_k) {
+                    store.gather(Side::kK, block, head, coded, call.positions, rows_memory);
+                    gemm_scores(rows_memory, coded.size(), geometry.dim_k, heads[head].transposed, lanes, s);
+                    clock.lap(AttentionTimes::kScore);
+                } else if (!coded.empty()) {
                     codecs.k->score(heads[head].table, lanes, store.codes(Side::kK, block, head), coded, s);
                     if (has_k_mean) {
                         std::array<int32_t, kBlock> position;

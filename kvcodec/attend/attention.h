@@ -46,7 +46,8 @@ struct AttentionTimes {
 /// Two ways. In code space, for few lanes (token generation): scores come from tables, values are accumulated per code,
 /// nothing is rebuilt. By blocks, for many lanes (prompts) and short caches: each block of cells is decoded once per
 /// tile of lanes and multiplied densely, which costs less there than tables of many lanes. Codecs without a code space
-/// are always attended to by blocks.
+/// are always attended to by blocks, except that values stay in code space where only keys, coded before RoPE, have
+/// none.
 class Attention {
   public:
     /// Lanes (query heads of one KV head x query tokens) up to which code space is considered.

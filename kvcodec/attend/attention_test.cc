@@ -15,6 +15,7 @@
 #include "kvcodec/codec/baseline/turboquant_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
+#include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/half.h"
 
 namespace kvcodec {
@@ -68,12 +69,24 @@ std::shared_ptr<const Codec> baseline_codec(Side side, size_t dim, std::mt19937&
     return std::make_shared<TokenCodec>(dim, bits);
 }
 
+/// With the axes as directions, of less and less variance.
+std::shared_ptr<const Codec> transform_codec(size_t dim, size_t code_bytes, float decay) {
+    std::vector<float> basis(dim * dim);
+    std::vector<float> variance(dim);
+    for (size_t i = 0; i < dim; ++i) {
+        basis[i * dim + i] = 1.0F;
+        variance[i] = std::pow(decay, static_cast<float>(i));
+    }
+    return std::make_shared<TransformCodec>(basis, variance, code_bytes);
+}
+
 enum class Masking : uint8_t { kNone, kCausal, kRandom, kHoles };
 
 /// What a case may contain.
 struct Features {
     bool dictionary = false;
     bool baseline = false;
+    bool transform = false;  // keys coded before RoPE
     bool means = false;
     bool shifted = false;
     bool softcap = false;
@@ -146,7 +159,7 @@ class Case {
             std::fill(out.begin(), out.end(), kUntouched);
             const uint64_t rebuilt = store_.rows_rebuilt();
             attention.run(store_, c, *team);
-            if (code_space && !features_.shifted) {
+            if (code_space && !features_.shifted && !features_.transform) {
                 ASSERT_EQ(store_.rows_rebuilt(), rebuilt) << "code space rebuilt coded rows";
             }
             compare(c, out);
@@ -182,6 +195,15 @@ class Case {
         codecs.rope = rope_;
         codecs.k = make_codec(Side::kK, shape_.dim_k);
         codecs.v = make_codec(Side::kV, shape_.dim_v);
+        if (features_.transform) {
+            const size_t code_bytes = shape_.dim_k / 4 + rng_() % (shape_.dim_k / 4);
+            for (size_t head = 0; head < shape_.n_head_kv; ++head) {
+                const float decay = 1.0F - 0.02F * static_cast<float>(head + 1);
+                codecs.k_heads.push_back(transform_codec(shape_.dim_k, code_bytes, decay));
+            }
+            codecs.k = codecs.k_heads[0];
+            codecs.rope_tables = std::make_shared<RopeTables>(rope_);
+        }
         if (features_.means) {
             codecs.k_mean = RotatingMean(std::make_shared<RopeTables>(rope_),
                                          random_vector(shape_.n_head_kv * shape_.dim_k, rng_), shape_.n_head_kv);
@@ -395,6 +417,7 @@ TEST_P(AttentionTest, AgreesWithDouble) {
     shape.n_cells = rng() % 3 == 0 ? kBlock * (1 + rng() % (most_cells / kBlock)) : (1 + rng() % most_cells) | 1;
     Features features;
     features.dictionary = seed / 5 % 2 == 0;
+    features.transform = seed / 5 % 4 == 3;
     features.means = rng() % 2 == 0;
     features.shifted = rng() % 3 == 0;
     features.softcap = rng() % 4 == 0;
@@ -435,7 +458,7 @@ TEST(Attention, BaselinesAgreeWithDouble) {
 
 // Each feature alone, so that a failure names it.
 TEST(Attention, EachFeatureAgreesWithDouble) {
-    std::vector<std::pair<std::string, Features>> cases(12);
+    std::vector<std::pair<std::string, Features>> cases(13);
     const auto with = [&](size_t i, const std::string& name) -> Features& {
         cases[i].first = name;
         return cases[i].second;
@@ -451,6 +474,7 @@ TEST(Attention, EachFeatureAgreesWithDouble) {
     with(8, "hidden blocks and tokens").masking = Masking::kHoles;
     with(9, "empty").empty = true;
     with(11, "evicted").evicted = true;
+    with(12, "keys before RoPE").transform = true;
     Features& alibi = with(10, "ALiBi");
     alibi.masking = Masking::kCausal;
     alibi.slopes = true;

@@ -9,10 +9,12 @@
 
 namespace kvcodec {
 
-/// Compresses the vectors of one side (K or V) of one layer. One codec serves all KV heads of that layer.
+/// Compresses the vectors of one side (K or V) of one layer. One codec serves all KV heads of that layer, or each has
+/// one of its own, alike in all but what it learned.
 ///
 /// A codec works on residuals: the RoPE-aware mean of K and the mean of V are removed before encode() and added by the
 /// caller afterwards (see mean/rotating_mean.h). A codec is immutable after construction and safe to share by threads.
+/// Where before_rope() is true, the caller also undoes the rotation of keys before encode() and redoes it afterwards.
 ///
 /// Attention happens in code space, so a cached vector is never rebuilt: with lanes = (query heads of one KV head x
 /// query tokens) and M = space(),
@@ -24,6 +26,7 @@ namespace kvcodec {
 /// codes + r * code_bytes(), and kCodeSlackBytes readable bytes must follow the last code.
 ///
 /// A codec may have no code space: space() is 0, these four must not be called, and attention decodes block by block.
+/// Codes before RoPE have none: a rotation stands between them and the queries.
 class Codec {
   public:
     static constexpr size_t kLaneMultiple = 4;
@@ -41,6 +44,8 @@ class Codec {
     virtual size_t fixed_bytes() const = 0;
     /// Rows that only make sense together, consecutive and aligned: a divisor of LayerStore::kBlock.
     virtual size_t group_rows() const { return 1; }
+    /// Whether codes are of keys as they were before RoPE.
+    virtual bool before_rope() const { return false; }
     /// Size M of code space; 0: there is none.
     virtual size_t space() const = 0;
     /// Elements of code space that one coded row touches.

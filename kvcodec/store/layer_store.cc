@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kvcodec/error.h"
 #include "kvcodec/half.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -84,6 +85,11 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     codecs_ = std::move(codecs);
     if (!has_codecs()) {
         return;
+    }
+    for (const auto& k : codecs_.k_heads) {
+        if (codecs_.k_heads.size() != geometry.n_head_kv || k->code_bytes() != codecs_.k->code_bytes()) {
+            throw Error("the codecs of a layer's heads differ in number or size");
+        }
     }
     codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
     codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
@@ -210,10 +216,15 @@ std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const
     for (size_t i = 0; i < cells.size(); ++i) {
         widen(dense_row(side, cells[i]) + head * dim, dim, &x[i * dim]);
     }
-    if (side == Side::kK && !codecs_.k_mean.empty()) {
+    if (side == Side::kK && codecs_.need_positions()) {
         std::vector<int32_t> position(cells.size());
         std::transform(cells.begin(), cells.end(), position.begin(), [&](uint32_t cell) { return positions[cell]; });
-        codecs_.k_mean.subtract(head, position.data(), cells.size(), x.data(), dim);
+        if (!codecs_.k_mean.empty()) {
+            codecs_.k_mean.subtract(head, position.data(), cells.size(), x.data(), dim);
+        }
+        if (codecs_.rope_tables != nullptr) {
+            codecs_.rope_tables->unrotate(position.data(), cells.size(), x.data(), dim);
+        }
     }
     if (side == Side::kV && !codecs_.v_mean.empty()) {
         const float* mean = &codecs_.v_mean[head * dim];
@@ -229,7 +240,7 @@ void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> c
     const size_t code_bytes = codec(side).code_bytes();
     const std::vector<float> x = residuals(side, head, cells, positions);
     std::vector<std::byte> codes(cells.size() * code_bytes);
-    encode_rows(codec(side), x.data(), cells.size(), salient, codes.data());
+    encode_rows(codec(side, head), x.data(), cells.size(), salient, codes.data());
     for (size_t i = 0; i < cells.size(); ++i) {
         std::memcpy(code(side, cells[i], head), &codes[i * code_bytes], code_bytes);
     }
@@ -243,9 +254,9 @@ std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32
     std::vector<Distortion> sums(cells.size());
     for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
         const std::vector<float> x = residuals(side, head, cells, positions);
-        encode_rows(codec(side), x.data(), cells.size(), salient == nullptr ? nullptr : salient + head * cells.size(),
-                    codes.data());
-        codec(side).decode(codes.data(), 0, cells.size(), decoded.data());
+        encode_rows(codec(side, head), x.data(), cells.size(),
+                    salient == nullptr ? nullptr : salient + head * cells.size(), codes.data());
+        codec(side, head).decode(codes.data(), 0, cells.size(), decoded.data());
         for (size_t cell = 0; cell < cells.size(); ++cell) {
             const uint16_t* row = dense_row(side, cells[cell]) + head * dim;
             for (size_t i = 0; i < dim; ++i) {
@@ -308,10 +319,13 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
                             float* x) const {
     const size_t dim = codec(side).dim();
     const size_t cell = block * kBlock + first;
-    codec(side).decode(codes(side, block, head), first, n, x);
+    codec(side, head).decode(codes(side, block, head), first, n, x);
     rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
     if (side == Side::kK) {
-        for (size_t i = 0, run = 1; i < n; i += run) {
+        if (codecs_.rope_tables != nullptr) {
+            codecs_.rope_tables->rotate(positions + cell, n, x, dim);  // to where a shift has moved the cell
+        }
+        for (size_t i = 0, run = 1; codecs_.rope_tables == nullptr && i < n; i += run) {
             for (run = 1; i + run < n && shift(cell + i + run) == shift(cell + i);) {
                 ++run;
             }

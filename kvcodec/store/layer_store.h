@@ -35,6 +35,11 @@ struct LayerCodecs {
     RotatingMean k_mean;
     std::vector<float> v_mean;  ///< [n_head_kv, dim_v] or empty
     Rope rope;
+    std::vector<std::shared_ptr<const Codec>> k_heads = {};   ///< [n_head_kv], the first is k; empty: k serves all
+    std::shared_ptr<const RopeTables> rope_tables = nullptr;  ///< where k is before RoPE and there is any
+
+    /// Whether codes of K cannot be made or read without positions.
+    bool need_positions() const { return !k_mean.empty() || rope_tables != nullptr; }
 };
 
 enum class Side : uint8_t { kK, kV };
@@ -94,8 +99,8 @@ class LayerStore {
     size_t complete_groups(std::span<uint32_t> cells) const;
 
     /// Codes whole dense cells (is_whole), complete groups in order, and frees their rows. positions: by cell; may be
-    /// null when there is no K mean. salient: null or [n_head_kv, cells], rows that get more bits from a codec of mixed
-    /// precision.
+    /// null unless codecs().need_positions(). salient: null or [n_head_kv, cells], rows that get more bits from a codec
+    /// of mixed precision.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team,
                 const uint8_t* salient = nullptr);
 
@@ -163,6 +168,9 @@ class LayerStore {
     void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
                      const uint8_t* salient);
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
+    const Codec& codec(Side side, size_t head) const {
+        return side == Side::kK && !codecs_.k_heads.empty() ? *codecs_.k_heads[head] : codec(side);
+    }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
     std::byte* code(Side side, size_t cell, size_t head) const;
     bool is_in_coded_group(size_t cell) const;

@@ -12,6 +12,7 @@
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
+#include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/half.h"
 
 namespace kvcodec {
@@ -448,6 +449,46 @@ TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
             rope_.rotate(mean.data(), positions_[cells[i]]);
             for (size_t j = 0; j < dim; ++j) {
                 ASSERT_NEAR(x[i * dim + j], residual[i * dim + j] + mean[j], 2e-4) << "row " << i;
+            }
+        }
+    }
+}
+
+TEST_F(LayerStoreTest, EachHeadOfKeysMayHaveACodecBeforeRope) {
+    // One direction a head, along an axis: a key before RoPE is kept only along its own.
+    constexpr size_t kDim = kGeometry.dim_k;
+    LayerCodecs codecs{nullptr, v_codec_, {}, {}, rope_};
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        std::vector<float> basis(kDim * kDim);
+        std::vector<float> variance(kDim);
+        variance[0] = 1.0F;
+        for (size_t i = 0; i < kDim; ++i) {
+            basis[i * kDim + (i + head) % kDim] = 1.0F;
+        }
+        codecs.k_heads.push_back(std::make_shared<TransformCodec>(basis, variance, 7));
+    }
+    codecs.k = codecs.k_heads[0];
+    codecs.rope_tables = std::make_shared<RopeTables>(rope_);
+    EXPECT_TRUE(codecs.need_positions());
+    store_.set_codecs(kGeometry, codecs);
+    constexpr uint32_t kCell = 70;
+    std::vector<float> key(kRowK, 1.0F);
+    for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+        rope_.rotate(&key[head * kDim], positions_[kCell]);
+    }
+    store_.write(Side::kK, kCell, key.data());
+    store_.write(Side::kV, kCell, random_vector(kRowV, rng_).data());
+    encode({kCell});
+    for (const int32_t delta : {0, 37, -500}) {
+        store_.shift_key(kCell, delta, rope_);
+        positions_[kCell] += delta;
+        const std::vector<uint16_t> row = read(Side::kK, kCell);
+        for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+            std::vector<float> expected(kDim);
+            expected[head] = 1.0F;
+            rope_.rotate(expected.data(), positions_[kCell]);
+            for (size_t i = 0; i < kDim; ++i) {
+                EXPECT_NEAR(half_to_float(row[head * kDim + i]), expected[i], 0.05) << "head " << head << ", " << i;
             }
         }
     }

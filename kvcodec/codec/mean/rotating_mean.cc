@@ -114,6 +114,51 @@ void add_rotated(const RopeTables& tables, const RotatingHead& head, float sign,
     }
 }
 
+/// x_i <- x_i turned by the angles of t_i, times factor; backwards where sign is -1.
+void turn(const RopeTables& tables, float sign, float factor, const int32_t* positions, size_t n, float* x,
+          size_t stride) {
+    const Wide d;
+    const size_t n_pairs = tables.rope().n_pairs();
+    const size_t half = tables.stride();
+    const bool adjacent = tables.rope().params().pairing == RopeParams::Pairing::kAdjacent;
+    HWY_ALIGN float phases[2 * RopeTables::kMaxPairs];
+    const auto cos_factor = hn::Set(d, factor);
+    const auto sin_factor = hn::Set(d, sign * factor);
+    for (size_t row = 0; row < n; ++row, x += stride) {
+        load_phases(tables, positions[row], phases);
+        size_t i = 0;
+        for (; i + hn::Lanes(d) <= n_pairs; i += hn::Lanes(d)) {
+            const auto c = hn::Mul(cos_factor, hn::Load(d, phases + i));
+            const auto s = hn::Mul(sin_factor, hn::Load(d, phases + half + i));
+            auto x0 = hn::Zero(d);
+            auto x1 = x0;
+            if (adjacent) {
+                hn::LoadInterleaved2(d, x + 2 * i, x0, x1);
+            } else {
+                x0 = hn::LoadU(d, x + i);
+                x1 = hn::LoadU(d, x + n_pairs + i);
+            }
+            const auto y0 = hn::NegMulAdd(x1, s, hn::Mul(x0, c));
+            const auto y1 = hn::MulAdd(x1, c, hn::Mul(x0, s));
+            if (adjacent) {
+                hn::StoreInterleaved2(y0, y1, d, x + 2 * i);
+            } else {
+                hn::StoreU(y0, d, x + i);
+                hn::StoreU(y1, d, x + n_pairs + i);
+            }
+        }
+        for (; i < n_pairs; ++i) {
+            float& x0 = x[adjacent ? 2 * i : i];
+            float& x1 = x[adjacent ? 2 * i + 1 : n_pairs + i];
+            const float c = factor * phases[i];
+            const float s = sign * factor * phases[half + i];
+            const float turned = x0 * c - x1 * s;
+            x1 = x0 * s + x1 * c;
+            x0 = turned;
+        }
+    }
+}
+
 /// One cell: s[lanes] += A cos + B sin, summed over the kept pairs.
 void score_cell(const RotatingHead& head, const float* HWY_RESTRICT rows, size_t lanes,
                 const float* HWY_RESTRICT phases, size_t half, float* HWY_RESTRICT s) {
@@ -234,6 +279,7 @@ namespace {
 
 HWY_EXPORT(add_rotated);
 HWY_EXPORT(score_cells);
+HWY_EXPORT(turn);
 
 /// Pairs to keep, ascending: those of least energy are left out while they sum up to at most `budget`.
 std::vector<uint32_t> kept_pairs(const std::vector<double>& energy, double budget) {
@@ -313,6 +359,14 @@ void RopeTables::compute(int64_t t, float* phases) const {
         phases[pair] = static_cast<float>(std::cos(angle));
         phases[stride_ + pair] = static_cast<float>(std::sin(angle));
     }
+}
+
+void RopeTables::rotate(const int32_t* positions, size_t n, float* x, size_t stride) const {
+    HWY_DYNAMIC_DISPATCH(turn)(*this, 1.0F, rope_.magnitude(), positions, n, x, stride);
+}
+
+void RopeTables::unrotate(const int32_t* positions, size_t n, float* x, size_t stride) const {
+    HWY_DYNAMIC_DISPATCH(turn)(*this, -1.0F, 1.0F / rope_.magnitude(), positions, n, x, stride);
 }
 
 RotatingMean::RotatingMean(std::shared_ptr<const RopeTables> tables, const std::vector<float>& mean, size_t n_head_kv,

@@ -164,6 +164,38 @@ TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
     }
 }
 
+TEST_P(RotatingMeanTest, TablesRotateAndUnrotateAsDoubleDoes) {
+    const Shape& shape = GetParam();
+    const Rope rope = make_rope(shape);
+    const RopeTables tables(rope);
+    std::mt19937 rng(17);
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        for (const std::vector<int32_t>& positions : position_lists(rng)) {
+            const size_t n = positions.size();
+            const size_t stride = shape.dim + 3;
+            const std::vector<float> x = random_vector(n * stride, rng);
+            std::vector<float> y = x;
+            tables.rotate(positions.data(), n, y.data(), stride);
+            for (size_t i = 0; i < n; ++i) {
+                const std::vector<double> expected = rotated(rope, &x[i * stride], shape.dim, positions[i]);
+                for (size_t j = 0; j < shape.dim; ++j) {
+                    ASSERT_NEAR(y[i * stride + j], expected[j], 2e-5) << "position " << positions[i];
+                }
+                for (size_t j = shape.dim; j < stride; ++j) {
+                    ASSERT_EQ(y[i * stride + j], x[i * stride + j]);
+                }
+            }
+            tables.unrotate(positions.data(), n, y.data(), stride);
+            for (size_t i = 0; i < y.size(); ++i) {
+                ASSERT_NEAR(y[i], x[i], 2e-5);
+            }
+        }
+    }
+    hwy::SetSupportedTargetsForTest(0);
+}
+
 INSTANTIATE_TEST_SUITE_P(Shapes, RotatingMeanTest, testing::ValuesIn(shapes()),
                          [](const auto& test) { return test.param.name; });
 

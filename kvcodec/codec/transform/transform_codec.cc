@@ -1,0 +1,368 @@
+#include "kvcodec/codec/transform/transform_codec.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <numbers>
+#include <numeric>
+
+#include "kvcodec/attend/gemm.h"
+#include "kvcodec/error.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcodec/codec/transform/transform_codec.cc"
+#include <hwy/foreach_target.h>
+// foreach_target.h comes first: it includes this file once for every target.
+#include <hwy/highway.h>
+
+#ifndef KVCODEC_TRANSFORM_CODEC_ONCE
+#define KVCODEC_TRANSFORM_CODEC_ONCE
+namespace kvcodec {
+namespace {
+
+constexpr size_t kGroup = TransformFormat::kGroup;
+constexpr size_t kMaxBits = TransformFormat::kMaxBits;
+constexpr size_t kMaxDim = TransformFormat::kMaxDim;
+/// Rows coded or decoded at a time.
+constexpr size_t kChunk = 32;
+
+/// The Lloyd-Max quantiser of a unit Gaussian with 1 << bits levels, rounded to 8-bit integers.
+struct Quantiser {
+    static constexpr float kRange = 4.5F;    ///< of the grid of indices, in deviations
+    static constexpr float kSteps = 128.0F;  ///< grid points a deviation
+    static constexpr size_t kPoints = 2 * 576 + 1;
+
+    float unit = 0.0F;                     ///< deviations a level unit
+    double loss = 1.0;                     ///< mean squared error, of unrounded levels
+    std::array<int8_t, 64> levels{};       ///< [1 << bits], ascending; 16 of them are always readable
+    std::array<uint8_t, kPoints> index{};  ///< by grid point, of the nearest level
+};
+
+/// Positive half of the levels, and the mean squared error: fixed-point iteration (Lloyd 1957, Max 1960).
+std::vector<double> lloyd_max(size_t n_positive, double& loss) {
+    const auto density = [](double x) { return std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi); };
+    const auto above = [](double x) { return std::erfc(x / std::numbers::sqrt2) / 2; };
+    std::vector<double> level(n_positive);
+    for (size_t i = 0; i < n_positive; ++i) {
+        level[i] = 3.0 * (static_cast<double>(i) + 0.5) / static_cast<double>(n_positive);
+    }
+    for (int round = 0; round < 2000; ++round) {
+        loss = 1.0;
+        double low = 0.0;
+        for (size_t i = 0; i < n_positive; ++i) {
+            const bool last = i + 1 == n_positive;
+            const double high = last ? 0.0 : (level[i] + level[i + 1]) / 2;
+            const double mass = above(low) - (last ? 0.0 : above(high));
+            level[i] = (density(low) - (last ? 0.0 : density(high))) / mass;
+            loss -= 2 * mass * level[i] * level[i];
+            low = high;
+        }
+    }
+    return level;
+}
+
+/// By bits; without bits there is nothing but the loss.
+const std::array<Quantiser, kMaxBits + 1>& quantisers() {
+    static const auto instance = [] {
+        std::array<Quantiser, kMaxBits + 1> all;
+        for (size_t bits = 1; bits <= kMaxBits; ++bits) {
+            Quantiser& q = all[bits];
+            const size_t n = size_t{1} << (bits - 1);
+            const std::vector<double> positive = lloyd_max(n, q.loss);
+            q.unit = static_cast<float>(positive.back() / 127.0);
+            for (size_t i = 0; i < n; ++i) {
+                const auto level = static_cast<int8_t>(std::lround(positive[i] / static_cast<double>(q.unit)));
+                q.levels[n + i] = level;
+                q.levels[n - 1 - i] = static_cast<int8_t>(-level);
+            }
+            for (size_t point = 0; point < Quantiser::kPoints; ++point) {
+                const float x = static_cast<float>(point) / Quantiser::kSteps - Quantiser::kRange;
+                const auto distance = [&](int8_t level) { return std::abs(static_cast<float>(level) * q.unit - x); };
+                const auto nearest =
+                    std::min_element(q.levels.begin(), q.levels.begin() + static_cast<std::ptrdiff_t>(2 * n),
+                                     [&](int8_t a, int8_t b) { return distance(a) < distance(b); });
+                q.index[point] = static_cast<uint8_t>(nearest - q.levels.begin());
+            }
+        }
+        return all;
+    }();
+    return instance;
+}
+
+/// By byte: its bits as eight bytes.
+const std::array<uint64_t, 256>& spread_bits() {
+    static const auto instance = [] {
+        std::array<uint64_t, 256> all{};
+        for (size_t byte = 0; byte < 256; ++byte) {
+            for (size_t bit = 0; bit < 8; ++bit) {
+                all[byte] |= uint64_t{byte >> bit & 1} << (8 * bit);
+            }
+        }
+        return all;
+    }();
+    return instance;
+}
+
+/// Index of each component of one code, eight to a word.
+void unpack_indices(const TransformFormat& format, const uint8_t* code, uint64_t* index) {
+    const std::array<uint64_t, 256>& spread = spread_bits();
+    for (size_t group = 0; group < format.plane_bytes[0]; ++group) {
+        index[group] = spread[code[group]];
+    }
+    code += format.plane_bytes[0];
+    for (size_t plane = 1; plane < kMaxBits; code += format.plane_bytes[plane], ++plane) {
+        for (size_t group = 0; group < format.plane_bytes[plane]; ++group) {
+            index[group] |= spread[code[group]] << plane;
+        }
+    }
+}
+
+void pack_indices(const TransformFormat& format, const uint8_t* index, uint8_t* code) {
+    for (size_t plane = 0; plane < kMaxBits; code += format.plane_bytes[plane], ++plane) {
+        for (size_t i = 0; i < kGroup * format.plane_bytes[plane]; ++i) {
+            code[i / 8] = static_cast<uint8_t>(code[i / 8] | (index[i] >> plane & 1) << (i % 8));
+        }
+    }
+}
+
+}  // namespace
+}  // namespace kvcodec
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcodec::HWY_NAMESPACE {
+namespace {
+namespace hn = hwy::HWY_NAMESPACE;
+
+/// Levels [n_active] of one code, times its scale.
+void unpack_levels(const TransformFormat& format, const uint8_t* code, float* HWY_RESTRICT y) {
+    const hn::FixedTag<int8_t, 16> bytes;
+    const hn::FixedTag<uint64_t, 2> words;
+    const hn::Half<decltype(bytes)> half;
+    const hn::CappedTag<float, 8> d;
+    const hn::Rebind<int8_t, decltype(d)> narrow;
+    const hn::Rebind<int32_t, decltype(d)> integers;
+    HWY_ALIGN uint64_t index[kMaxDim / kGroup];
+    HWY_ALIGN int8_t levels[kMaxDim];
+    unpack_indices(format, code, index);
+    for (size_t group = 0; group < format.plane_bytes[0]; ++group) {
+        const Quantiser& quantiser = quantisers()[format.bits[group]];
+        int8_t* HWY_RESTRICT level = levels + kGroup * group;
+        if (format.bits[group] <= 4) {
+            const auto table = hn::LoadU(bytes, quantiser.levels.data());
+            const auto found = hn::TableLookupBytes(table, hn::BitCast(bytes, hn::Set(words, index[group])));
+            hn::StoreU(hn::LowerHalf(half, found), half, level);
+        } else {
+            for (size_t i = 0; i < kGroup; ++i) {
+                level[i] = quantiser.levels[index[group] >> (8 * i) & 0xff];
+            }
+        }
+    }
+    const auto scale = hn::Set(d, format.scales[code[format.code_bytes - 1]]);
+    for (size_t i = 0; i < format.n_active; i += hn::Lanes(d)) {
+        const auto level = hn::PromoteTo(integers, hn::LoadU(narrow, levels + i));
+        hn::StoreU(hn::Mul(scale, hn::ConvertTo(d, level)), d, y + i);
+    }
+}
+
+void unpack_rows(const TransformFormat& format, const uint8_t* codes, size_t n, float* y) {
+    for (size_t i = 0; i < n; ++i) {
+        unpack_levels(format, codes + i * format.code_bytes, y + i * format.n_active);
+    }
+}
+
+}  // namespace
+}  // namespace kvcodec::HWY_NAMESPACE
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcodec {
+namespace {
+
+HWY_EXPORT(unpack_rows);
+
+constexpr int kStepsPerOctave = 12;
+/// Scale byte of a vector whose components have just their deviations.
+constexpr int kUnitScale = 128;
+/// Scales tried around the one of the vector's energy.
+constexpr int kFirstScale = -4;
+constexpr int kLastScale = 3;
+
+/// Bits of every group; code_bytes includes the scale.
+std::vector<uint8_t> allocate(std::span<const float> variance, size_t code_bytes) {
+    const size_t n_groups = variance.size() / kGroup;
+    std::vector<double> energy(n_groups);
+    for (size_t i = 0; i < n_groups * kGroup; ++i) {
+        energy[i / kGroup] += static_cast<double>(variance[i]);
+    }
+    std::vector<uint8_t> bits(n_groups);
+    for (size_t left = code_bytes - 1; left != 0; --left) {
+        size_t best = n_groups;
+        double most = -1.0;
+        for (size_t group = 0; group < n_groups; ++group) {
+            if (bits[group] == kMaxBits || (group > 0 && bits[group] == bits[group - 1])) {
+                continue;
+            }
+            const double gain = energy[group] * (quantisers()[bits[group]].loss - quantisers()[bits[group] + 1U].loss);
+            if (gain > most) {
+                most = gain;
+                best = group;
+            }
+        }
+        ++bits[best];
+    }
+    return bits;
+}
+
+/// Indices of y [n_active], in deviations, with the scale byte that loses least; 0 if zeros are as good.
+size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
+    float energy = 0.0F;
+    float variance = 0.0F;
+    for (size_t j = 0; j < format.n_active; ++j) {
+        energy += y[j] * y[j] * format.energy[j];
+        variance += format.energy[j];
+    }
+    if (!std::isfinite(energy) || energy == 0.0F || variance == 0.0F) {
+        return 0;
+    }
+    const float octaves = 0.5F * std::log2(energy / variance);
+    const int middle = kUnitScale + static_cast<int>(std::lround(octaves * kStepsPerOctave));
+    std::array<uint8_t, kMaxDim> candidate;
+    size_t best = 0;
+    for (int i = kFirstScale; i <= kLastScale; ++i) {
+        const auto byte = static_cast<size_t>(std::clamp(middle + i, 1, 255));
+        const float scale = format.scales[byte];
+        const float steps = Quantiser::kSteps / scale;
+        float error = 0.0F;
+        for (size_t j = 0; j < format.n_active; ++j) {
+            const Quantiser& quantiser = quantisers()[format.bits[j / kGroup]];
+            const float at =
+                std::clamp(y[j] * steps, -Quantiser::kRange * Quantiser::kSteps, Quantiser::kRange * Quantiser::kSteps);
+            candidate[j] = quantiser.index[static_cast<size_t>(at + Quantiser::kRange * Quantiser::kSteps + 0.5F)];
+            const float miss = y[j] - static_cast<float>(quantiser.levels[candidate[j]]) * quantiser.unit * scale;
+            error += miss * miss * format.energy[j];
+        }
+        if (error < energy) {
+            energy = error;
+            best = byte;
+            std::copy_n(candidate.begin(), format.n_active, index);
+        }
+    }
+    return best;
+}
+
+[[noreturn]] void refuse() {
+    throw Error("the transform codec has no code space; decode its rows");
+}
+
+}  // namespace
+
+TransformCodec::TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes) {
+    const size_t dim = variance.size();
+    if (dim == 0 || dim % 16 != 0 || dim > TransformFormat::kMaxDim || basis.size() != dim * dim) {
+        throw Error("the transform codec needs a head size that is a multiple of 16 up to " +
+                    std::to_string(TransformFormat::kMaxDim) + ", not " + std::to_string(dim));
+    }
+    if (code_bytes < 2 || code_bytes > max_code_bytes(dim)) {
+        throw Error("the transform codec has codes of 2 to " + std::to_string(max_code_bytes(dim)) +
+                    " bytes for vectors of " + std::to_string(dim) + ", not " + std::to_string(code_bytes));
+    }
+    format_.dim = dim;
+    format_.code_bytes = code_bytes;
+    format_.bits = allocate(variance, code_bytes);
+    for (size_t plane = 0; plane < kMaxBits; ++plane) {
+        format_.plane_bytes[plane] =
+            static_cast<size_t>(std::ranges::count_if(format_.bits, [&](uint8_t bits) { return bits > plane; }));
+    }
+    format_.n_active = kGroup * format_.plane_bytes[0];
+    format_.analysis.resize(dim * format_.n_active);
+    format_.synthesis.resize(format_.n_active * dim);
+    // Components without any variance get a deviation that never overflows a quotient.
+    const float least = 1e-6F * std::max(variance[0], 1e-20F);
+    for (size_t j = 0; j < format_.n_active; ++j) {
+        format_.energy.push_back(std::max(variance[j], least));
+        const float deviation = std::sqrt(format_.energy[j]);
+        const float unit = quantisers()[format_.bits[j / kGroup]].unit;
+        for (size_t i = 0; i < dim; ++i) {
+            format_.analysis[i * format_.n_active + j] = basis[j * dim + i] / deviation;
+            format_.synthesis[j * dim + i] = basis[j * dim + i] * deviation * unit;
+        }
+    }
+    for (int i = 1; i < 256; ++i) {
+        format_.scales[static_cast<size_t>(i)] =
+            static_cast<float>(std::exp2(static_cast<double>(i - kUnitScale) / kStepsPerOctave));
+    }
+}
+
+double TransformCodec::expected_loss(std::span<const float> variance, size_t code_bytes) {
+    const std::vector<uint8_t> bits = allocate(variance, code_bytes);
+    double lost = 0.0;
+    double total = 0.0;
+    for (size_t i = 0; i < variance.size(); ++i) {
+        total += static_cast<double>(variance[i]);
+        lost += static_cast<double>(variance[i]) * (i / kGroup < bits.size() ? quantisers()[bits[i / kGroup]].loss : 1);
+    }
+    return total == 0.0 ? 0.0 : lost / total;
+}
+
+std::string TransformCodec::describe() const {
+    const double bits = static_cast<double>(8 * format_.code_bytes) / static_cast<double>(format_.dim);
+    std::array<char, 64> text{};
+    std::snprintf(text.data(), text.size(), "transform, %.2f bits", bits);
+    return text.data();
+}
+
+size_t TransformCodec::fixed_bytes() const {
+    return sizeof(format_) + format_.bits.size() +
+           sizeof(float) * (format_.analysis.size() + format_.synthesis.size() + format_.energy.size());
+}
+
+void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
+    std::vector<float> y(kChunk * format_.n_active);
+    std::array<uint8_t, kMaxDim> index;
+    std::memset(codes, 0, n * format_.code_bytes);
+    for (size_t first = 0; first < n; first += kChunk) {
+        const size_t size = std::min(kChunk, n - first);
+        gemm_scores(x + first * format_.dim, size, format_.dim, format_.analysis.data(), format_.n_active, y.data());
+        for (size_t i = 0; i < size; ++i) {
+            auto* code = reinterpret_cast<uint8_t*>(codes + (first + i) * format_.code_bytes);
+            if (const size_t scale = quantise(format_, &y[i * format_.n_active], index.data()); scale != 0) {
+                pack_indices(format_, index.data(), code);
+                code[format_.code_bytes - 1] = static_cast<uint8_t>(scale);
+            }
+        }
+    }
+}
+
+void TransformCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
+    alignas(64) std::array<float, kChunk * kMaxDim> y;
+    const auto* code = reinterpret_cast<const uint8_t*>(codes) + first * format_.code_bytes;
+    for (size_t begin = 0; begin < n; begin += kChunk) {
+        const size_t size = std::min(kChunk, n - begin);
+        HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, code + begin * format_.code_bytes, size, y.data());
+        gemm_scores(y.data(), size, format_.n_active, format_.synthesis.data(), format_.dim, x + begin * format_.dim);
+    }
+}
+
+void TransformCodec::prepare(const float* /*q*/, size_t /*lanes*/, size_t /*begin*/, size_t /*end*/,
+                             float* /*table*/) const {
+    refuse();
+}
+
+void TransformCodec::score(const float* /*table*/, size_t /*lanes*/, const std::byte* /*codes*/,
+                           std::span<const uint16_t> /*rows*/, float* /*s*/) const {
+    refuse();
+}
+
+void TransformCodec::accumulate(const float* /*p*/, size_t /*lanes*/, const std::byte* /*codes*/,
+                                std::span<const uint16_t> /*rows*/, float* /*acc*/) const {
+    refuse();
+}
+
+void TransformCodec::finish(const float* /*acc*/, size_t /*lanes*/, size_t /*begin*/, size_t /*end*/,
+                            float* /*out*/) const {
+    refuse();
+}
+
+}  // namespace kvcodec
+#endif

@@ -1,0 +1,75 @@
+// Transform coding of one head's keys: principal components before RoPE, bits where the variance is.
+#pragma once
+
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvcodec/codec/codec.h"
+
+namespace kvcodec {
+
+/// What a code means: x = sum over j of scale * deviation_j * level_j * basis_j.
+///
+/// Components are in order of variance and share bits in groups of kGroup, never more than the group before. A code is
+/// one plane of bits after the other, low bits first: plane p has bit p of the indices of all groups with more than p
+/// bits, component i in bit i % 8 of byte i / 8. Then one byte for the scale. A level is the index's place in the
+/// Lloyd-Max quantiser of a unit Gaussian, ascending.
+struct TransformFormat {
+    static constexpr size_t kGroup = 8;
+    static constexpr size_t kMaxDim = 512;
+    static constexpr size_t kMaxBits = 6;
+
+    size_t dim = 0;
+    size_t n_active = 0;  ///< components with any bits
+    size_t code_bytes = 0;
+    std::array<size_t, kMaxBits> plane_bytes{};
+    std::vector<uint8_t> bits;        ///< [dim / kGroup]
+    std::vector<float> analysis;      ///< [dim, n_active]: component j of x is x . column j, in deviations
+    std::vector<float> synthesis;     ///< [n_active, dim]: deviation_j * basis_j
+    std::vector<float> energy;        ///< [n_active]: deviation_j^2
+    std::array<float, 256> scales{};  ///< by scale byte; 0 for byte 0
+};
+
+/// The bits are those that a greedy search finds to lose least of the variance (reverse water-filling, in groups).
+///
+/// The scale is the one of a logarithmic grid (12 steps an octave around 1) with the least error among those near the
+/// vector's own. Zero vectors, and vectors whose energy is not finite in float, decode to exactly zero. There is no
+/// code space: RoPE stands between codes and queries.
+class TransformCodec final : public Codec {
+  public:
+    /// basis: [dim, dim], row j = direction j, orthonormal, in descending order of variance [dim]. dim: a multiple of
+    /// 16, at most TransformFormat::kMaxDim. code_bytes: 2 to max_code_bytes(dim).
+    TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes);
+
+    static size_t max_code_bytes(size_t dim) { return dim / TransformFormat::kGroup * TransformFormat::kMaxBits + 1; }
+    /// Share of the variance that codes of this size lose where components are Gaussian.
+    static double expected_loss(std::span<const float> variance, size_t code_bytes);
+
+    const TransformFormat& format() const { return format_; }
+
+    std::string describe() const override;
+    size_t dim() const override { return format_.dim; }
+    size_t code_bytes() const override { return format_.code_bytes; }
+    size_t fixed_bytes() const override;
+    bool before_rope() const override { return true; }
+    size_t space() const override { return 0; }
+    size_t nonzeros() const override { return format_.n_active; }
+
+    void encode(const float* x, size_t n, std::byte* codes) const override;
+    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
+    void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+               float* s) const override;
+    void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                    float* acc) const override;
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
+
+  private:
+    TransformFormat format_;
+};
+
+}  // namespace kvcodec

@@ -1,0 +1,270 @@
+#include "kvcodec/codec/transform/transform_codec.h"
+
+#include <gtest/gtest.h>
+
+#include <hwy/targets.h>
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+namespace {
+
+constexpr size_t kGroup = TransformFormat::kGroup;
+
+/// Directions by Gram-Schmidt and variances that fall by the same factor from each to the next.
+struct Source {
+    Source(size_t dim, double decay, unsigned seed) : rng(seed), basis(dim * dim), variance(dim) {
+        std::normal_distribution<double> normal;
+        std::vector<double> rows(dim * dim);
+        std::ranges::generate(rows, [&] { return normal(rng); });
+        for (size_t i = 0; i < dim; ++i) {
+            double* row = &rows[i * dim];
+            for (size_t j = 0; j < 2 * i; ++j) {
+                const double* other = &rows[j % i * dim];
+                const double product = std::inner_product(row, row + dim, other, 0.0);
+                for (size_t k = 0; k < dim; ++k) {
+                    row[k] -= product * other[k];
+                }
+            }
+            const double length = std::sqrt(std::inner_product(row, row + dim, row, 0.0));
+            for (size_t k = 0; k < dim; ++k) {
+                row[k] /= length;
+                basis[i * dim + k] = static_cast<float>(row[k]);
+            }
+            variance[i] = static_cast<float>(std::pow(decay, static_cast<double>(i)));
+        }
+    }
+
+    std::vector<float> draw(size_t n, float factor = 1.0F) {
+        const size_t dim = variance.size();
+        std::normal_distribution<float> normal;
+        std::vector<float> x(n * dim, 0.0F);
+        for (size_t row = 0; row < n; ++row) {
+            for (size_t j = 0; j < dim; ++j) {
+                const float y = factor * std::sqrt(variance[j]) * normal(rng);
+                for (size_t i = 0; i < dim; ++i) {
+                    x[row * dim + i] += y * basis[j * dim + i];
+                }
+            }
+        }
+        return x;
+    }
+
+    std::mt19937 rng;
+    std::vector<float> basis;
+    std::vector<float> variance;
+};
+
+std::vector<std::byte> encode(const Codec& codec, const std::vector<float>& x) {
+    const size_t n = x.size() / codec.dim();
+    std::vector<std::byte> codes(n * codec.code_bytes() + Codec::kCodeSlackBytes, std::byte{0x55});
+    codec.encode(x.data(), n, codes.data());
+    return codes;
+}
+
+std::vector<float> decode(const Codec& codec, const std::vector<std::byte>& codes, size_t n) {
+    std::vector<float> x(n * codec.dim());
+    codec.decode(codes.data(), 0, n, x.data());
+    return x;
+}
+
+double squared_distance(const float* x, const float* y, size_t n) {
+    double sum = 0.0;
+    for (size_t i = 0; i < n; ++i) {
+        sum += (double{x[i]} - double{y[i]}) * (double{x[i]} - double{y[i]});
+    }
+    return sum;
+}
+
+double relative_error(const std::vector<float>& x, const std::vector<float>& y) {
+    const std::vector<float> zero(x.size());
+    return squared_distance(x.data(), y.data(), x.size()) / squared_distance(x.data(), zero.data(), x.size());
+}
+
+/// Levels of the best quantiser of a unit Gaussian for 1 to 4 bits (J. Max 1960, table I), positive half.
+std::vector<double> published_levels(unsigned bits) {
+    switch (bits) {
+        case 1:
+            return {0.7980};
+        case 2:
+            return {0.4528, 1.510};
+        case 3:
+            return {0.2451, 0.7560, 1.344, 2.152};
+        default:
+            return {0.1284, 0.3881, 0.6568, 0.9424, 1.256, 1.618, 2.069, 2.733};
+    }
+}
+
+/// One row from its bytes alone, as transform_codec.h describes them, in double. Groups of more than 4 bits are left
+/// out: their levels are not in the table.
+std::vector<double> reference_row(const TransformFormat& format, const Source& source, const uint8_t* code) {
+    std::vector<double> x(format.dim, 0.0);
+    const double scale = std::exp2((code[format.code_bytes - 1] - 128) / 12.0);
+    for (size_t j = 0; j < format.n_active; ++j) {
+        const unsigned bits = format.bits[j / kGroup];
+        unsigned index = 0;
+        size_t plane_begin = 0;
+        for (unsigned plane = 0; plane < bits; ++plane) {
+            index |= (code[plane_begin + j / 8] >> (j % 8) & 1U) << plane;
+            plane_begin += format.plane_bytes[plane];
+        }
+        const std::vector<double> positive = published_levels(bits);
+        const unsigned half = 1U << (bits - 1);
+        const double level = index >= half ? positive[index - half] : -positive[half - 1 - index];
+        for (size_t i = 0; i < format.dim; ++i) {
+            x[i] += scale * level * std::sqrt(double{source.variance[j]}) * double{source.basis[j * format.dim + i]};
+        }
+    }
+    return x;
+}
+
+class TransformCodecTest : public testing::TestWithParam<size_t> {
+  protected:
+    void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+};
+
+TEST_P(TransformCodecTest, BytesMeanWhatTheHeaderSays) {
+    const size_t dim = GetParam();
+    Source source(dim, 0.97, 3);
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        hwy::SetSupportedTargetsForTest(target);
+        for (const size_t code_bytes : {size_t{2}, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1, dim * 7 / 16 + 2}) {
+            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+            const TransformCodec codec(source.basis, source.variance, code_bytes);
+            if (*std::ranges::max_element(codec.format().bits) > 4) {
+                continue;
+            }
+            const size_t n = 1 + source.rng() % 70;
+            const std::vector<float> x = source.draw(n, 0.3F);
+            const std::vector<std::byte> codes = encode(codec, x);
+            const std::vector<float> decoded = decode(codec, codes, n);
+            for (size_t row = 0; row < n; ++row) {
+                const std::vector<double> expected = reference_row(
+                    codec.format(), source, reinterpret_cast<const uint8_t*>(codes.data()) + row * codec.code_bytes());
+                for (size_t i = 0; i < dim; ++i) {
+                    // Levels are rounded to 1/127 of the largest one.
+                    ASSERT_NEAR(decoded[row * dim + i], expected[i], 0.03) << "row " << row << ", element " << i;
+                }
+            }
+        }
+    }
+}
+
+TEST_P(TransformCodecTest, TargetsAgreeAndPartsAreThoseOfTheWhole) {
+    const size_t dim = GetParam();
+    Source source(dim, 0.9, 5);
+    const size_t n = 67;
+    const std::vector<float> x = source.draw(n);
+    for (size_t code_bytes = 2; code_bytes <= TransformCodec::max_code_bytes(dim); code_bytes += 5) {
+        const TransformCodec codec(source.basis, source.variance, code_bytes);
+        std::vector<float> first;
+        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+            hwy::SetSupportedTargetsForTest(target);
+            const std::vector<std::byte> codes = encode(codec, x);
+            const std::vector<float> whole = decode(codec, codes, n);
+            if (first.empty()) {
+                first = whole;
+            }
+            // An index at the edge of two levels may fall either way.
+            ASSERT_LT(relative_error(first, whole), 1e-3);
+            std::vector<float> part(13 * dim);
+            codec.decode(codes.data(), 31, 13, part.data());
+            ASSERT_LT(squared_distance(part.data(), &whole[31 * dim], part.size()), 1e-8);
+        }
+    }
+}
+
+TEST_P(TransformCodecTest, LosesWhatIsExpected) {
+    const size_t dim = GetParam();
+    Source source(dim, 0.95, 7);
+    const std::vector<float> x = source.draw(2000);
+    double before = 1.0;
+    for (const size_t code_bytes : {dim / 16 + 1, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1, dim / 2 + 1}) {
+        SCOPED_TRACE(code_bytes);
+        const TransformCodec codec(source.basis, source.variance, code_bytes);
+        const double error = relative_error(x, decode(codec, encode(codec, x), 2000));
+        const double expected = TransformCodec::expected_loss(source.variance, code_bytes);
+        EXPECT_LT(error, before);
+        EXPECT_LT(error, 1.03 * expected);  // the scale adapts, which helps
+        EXPECT_GT(error, 0.75 * expected);
+        before = error;
+    }
+}
+
+TEST_P(TransformCodecTest, AnySizeOfVector) {
+    const size_t dim = GetParam();
+    Source source(dim, 0.9, 11);
+    const TransformCodec codec(source.basis, source.variance, dim / 4 + 1);
+    const double usual = relative_error(source.draw(200), std::vector<float>(200 * dim));
+    ASSERT_NEAR(usual, 1.0, 1e-6);
+    for (const float factor : {2e-3F, 0.1F, 10.0F, 500.0F}) {
+        const std::vector<float> x = source.draw(200, factor);
+        EXPECT_LT(relative_error(x, decode(codec, encode(codec, x), 200)), 0.15) << factor;
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sizes, TransformCodecTest, testing::Values(64, 80, 96, 128, 256));
+
+TEST(TransformCodec, BitsFollowVarianceAndFillTheCode) {
+    Source source(64, 0.8, 1);
+    for (size_t code_bytes = 2; code_bytes <= TransformCodec::max_code_bytes(64); ++code_bytes) {
+        const TransformCodec codec(source.basis, source.variance, code_bytes);
+        const std::vector<uint8_t>& bits = codec.format().bits;
+        EXPECT_TRUE(std::ranges::is_sorted(bits, std::greater<>()));
+        EXPECT_EQ(std::accumulate(bits.begin(), bits.end(), size_t{0}) + 1, code_bytes);
+        EXPECT_EQ(codec.code_bytes(), code_bytes);
+    }
+}
+
+TEST(TransformCodec, FlatVarianceIsPlainScalarQuantisation) {
+    Source source(64, 1.0, 2);
+    EXPECT_NEAR(TransformCodec::expected_loss(source.variance, 17), 0.1175, 1e-4);  // Max 1960, 4 levels
+    EXPECT_NEAR(TransformCodec::expected_loss(source.variance, 25), 0.03454, 1e-5);
+}
+
+TEST(TransformCodec, ZeroAndNonFiniteVectorsDecodeToZero) {
+    Source source(64, 0.9, 4);
+    const TransformCodec codec(source.basis, source.variance, 17);
+    std::vector<float> x = source.draw(4);
+    std::fill_n(x.begin(), 64, 0.0F);
+    x[64 + 5] = std::numeric_limits<float>::quiet_NaN();
+    x[128 + 7] = std::numeric_limits<float>::infinity();
+    const std::vector<float> decoded = decode(codec, encode(codec, x), 4);
+    EXPECT_TRUE(std::all_of(decoded.begin(), decoded.begin() + 192, [](float v) { return v == 0.0F; }));
+    EXPECT_GT(std::abs(decoded[192]), 0.0F);
+}
+
+TEST(TransformCodec, ComponentsWithoutVarianceAreHarmless) {
+    Source source(64, 0.9, 6);
+    std::fill(source.variance.begin() + 20, source.variance.end(), 0.0F);
+    const std::vector<float> x = source.draw(50);
+    const TransformCodec codec(source.basis, source.variance, 40);
+    EXPECT_LT(relative_error(x, decode(codec, encode(codec, x), 50)), 0.01);
+    const std::vector<float> nothing(64, 0.0F);
+    const TransformCodec flat(source.basis, nothing, 17);
+    const std::vector<float> decoded = decode(flat, encode(flat, x), 50);
+    EXPECT_TRUE(std::ranges::all_of(decoded, [](float v) { return std::isfinite(v); }));
+}
+
+TEST(TransformCodec, RefusesWhatItCannotDo) {
+    Source source(64, 0.9, 8);
+    EXPECT_THROW(TransformCodec(source.basis, source.variance, 1), Error);
+    EXPECT_THROW(TransformCodec(source.basis, source.variance, 50), Error);
+    EXPECT_THROW(TransformCodec(std::span<const float>(source.basis).first(72 * 8), source.variance, 17), Error);
+    const std::vector<float> odd(72);
+    EXPECT_THROW(TransformCodec(std::vector<float>(72 * 72), odd, 17), Error);
+    const TransformCodec codec(source.basis, source.variance, 17);
+    EXPECT_EQ(codec.space(), 0U);
+    EXPECT_THROW(codec.prepare(nullptr, 4, 0, 0, nullptr), Error);
+}
+
+}  // namespace
+}  // namespace kvcodec

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <numeric>
+#include <span>
 
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
@@ -12,7 +14,9 @@
 #include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
+#include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/error.h"
+#include "kvcodec/half.h"
 
 namespace kvcodec::host {
 namespace {
@@ -37,6 +41,39 @@ uint32_t scalar_bits(double budget, size_t dim, uint32_t fewest) {
     return best;
 }
 
+// Share of a Gaussian's variance that the scalar codec loses (Max 1960, table I; 8 bits are next to nothing).
+double scalar_loss(uint32_t bits) {
+    switch (bits) {
+        case 2:
+            return 0.1175;
+        case 3:
+            return 0.03454;
+        case 4:
+            return 0.009497;
+        default:
+            return 1e-4;
+    }
+}
+
+// One head's part of a list with n_heads equal parts.
+template <typename T>
+std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_heads) {
+    return std::span(all).subspan(head * all.size() / n_heads, all.size() / n_heads);
+}
+
+// Share of the variance of all heads that keys of this size lose.
+double transform_loss(const SideArtifact& trained, size_t n_heads, size_t code_bytes) {
+    double lost = 0;
+    double total = 0;
+    for (size_t head = 0; head < n_heads; ++head) {
+        const std::span<const float> variance = part_of(trained.variance, head, n_heads);
+        const double energy = std::accumulate(variance.begin(), variance.end(), 0.0);
+        lost += energy * TransformCodec::expected_loss(variance, code_bytes);
+        total += energy;
+    }
+    return total == 0 ? 0 : lost / total;
+}
+
 bool has_nonzero(const std::vector<float>& values) {
     return std::any_of(values.begin(), values.end(), [](float value) { return value != 0; });
 }
@@ -46,8 +83,10 @@ bool has_nonzero(const std::vector<float>& values) {
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
     if (!options.artifact.empty() && !off() && !options.is_baseline()) {
         artifact_ = read_artifact(options.artifact);
-    } else if (options.codec == Options::CodecChoice::kDictionary) {
-        throw Error("codec=dictionary needs artifact=FILE; make one with `kvcodec train -m MODEL`");
+    } else if (options.codec == Options::CodecChoice::kDictionary ||
+               options.codec == Options::CodecChoice::kTransform) {
+        throw Error(fmt::format("codec={} needs artifact=FILE; make one with `kvcodec train -m MODEL`",
+                                options.codec == Options::CodecChoice::kDictionary ? "dictionary" : "transform"));
     }
 }
 
@@ -170,6 +209,40 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
     return dictionary(*trained, largest);
 }
 
+// Keys and values share the bytes of a token so that the two lose the least share of their variance in all: the KL
+// divergence grows with both alike.
+CodecChoice::TransformChoice CodecChoice::choose_transform(const LayerGeometry& geometry,
+                                                           const SideArtifact& trained) const {
+    const size_t n_heads = geometry.n_head_kv;
+    const double bytes = budget_ * static_cast<double>((geometry.dim_k + geometry.dim_v) * sizeof(uint16_t)) + 1e-9;
+    const size_t most = TransformCodec::max_code_bytes(geometry.dim_k);
+    std::optional<double> least;
+    size_t k_bytes = 2;
+    TransformChoice best;
+    for (const uint32_t bits : kScalarBits) {
+        const double left = bytes - static_cast<double>(ScalarCodec(geometry.dim_v, bits).code_bytes());
+        if ((options_.bits_v && bits != *options_.bits_v) || (left < 2 && bits != options_.bits_v.value_or(2))) {
+            continue;
+        }
+        const size_t candidate =
+            options_.bits_k ? geometry.dim_k * *options_.bits_k / 8 + 1 : static_cast<size_t>(std::max(left, 2.0));
+        const size_t code_bytes = std::min(candidate, most);
+        const double loss = transform_loss(trained, n_heads, code_bytes) + scalar_loss(bits);
+        if (!least || loss < *least) {
+            least = loss;
+            k_bytes = code_bytes;
+            best.v_bits = bits;
+        }
+    }
+    for (size_t head = 0; head < n_heads; ++head) {
+        std::vector<float> basis;
+        std::ranges::transform(part_of(trained.basis, head, n_heads), std::back_inserter(basis), half_to_float);
+        best.k_heads.push_back(
+            std::make_shared<const TransformCodec>(basis, part_of(trained.variance, head, n_heads), k_bytes));
+    }
+    return best;
+}
+
 std::optional<EvictionSettings> CodecChoice::eviction(size_t layer, size_t n_layers) const {
     EvictionSettings settings{EvictionSettings::Method::kH2o, budget_, options_.sinks, layer, n_layers};
     switch (options_.codec) {
@@ -216,17 +289,42 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     if (opaque && has_k_mean) {
         return {{}, "its keys have a bias under a RoPE of a kind that kvcodec does not know"};
     }
+    if (options_.codec == Options::CodecChoice::kTransform) {
+        if (opaque) {
+            return {{}, "its keys go through a RoPE of a kind that kvcodec does not know"};
+        }
+        if (trained->k.basis.empty()) {
+            return {{}, "the artifact has no directions of keys; make a new one with `kvcodec train`"};
+        }
+    }
     try {
-        const SideChoice k = choose_side(g.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k);
-        const SideChoice v = choose_side(g.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v);
-        LayerCodecs codecs{k.codec, v.codec, {}, trained ? trained->v.mean : facts.v_origin.bias, Rope(rope, g.dim_k)};
+        Choice choice;
+        LayerCodecs codecs;
+        codecs.v_mean = trained ? trained->v.mean : facts.v_origin.bias;
+        codecs.rope = Rope(rope, g.dim_k);
         if (has_k_mean) {
             codecs.k_mean =
                 RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias, g.n_head_kv);
         }
-        const size_t fixed_bytes = k.codec->fixed_bytes() + v.codec->fixed_bytes() + codecs.k_mean.bytes() +
-                                   codecs.v_mean.size() * sizeof(float);
-        return {std::move(codecs), {}, k.expected_error, v.expected_error, trained != nullptr, fixed_bytes};
+        if (options_.codec == Options::CodecChoice::kTransform) {
+            const TransformChoice transform = choose_transform(g, trained->k);
+            codecs.k_heads = transform.k_heads;
+            codecs.k = codecs.k_heads[0];
+            codecs.v = std::make_shared<const ScalarCodec>(g.dim_v, transform.v_bits);
+            codecs.rope_tables = codecs.rope.rotates() ? tables(codecs.rope) : nullptr;
+        } else {
+            const SideChoice k = choose_side(g.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k);
+            const SideChoice v = choose_side(g.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v);
+            codecs.k = k.codec;
+            codecs.v = v.codec;
+            choice.expected_error_k = k.expected_error;
+            choice.expected_error_v = v.expected_error;
+        }
+        choice.trained = trained != nullptr;
+        choice.fixed_bytes = std::max<size_t>(1, codecs.k_heads.size()) * codecs.k->fixed_bytes() +
+                             codecs.v->fixed_bytes() + codecs.k_mean.bytes() + codecs.v_mean.size() * sizeof(float);
+        choice.codecs = std::move(codecs);
+        return choice;
     } catch (const Error& error) {
         return {{}, error.what()};
     }

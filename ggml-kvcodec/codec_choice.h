@@ -32,6 +32,8 @@ struct LayerFacts {
 /// removed, the scalar codec is ahead at equal rate (docs/results). Means come from the artifact; without one, from the
 /// model's own bias.
 ///
+/// codec=transform codes keys along the artifact's principal components and values by the scalar codec.
+///
 /// The baselines (codec=token|kivi|turboquant|zipcache) stand outside of this: no means, no artifact, and a budget for
 /// zipcache only. Layers share them.
 class CodecChoice {
@@ -68,6 +70,11 @@ class CodecChoice {
     };
     SideChoice choose_side(size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
+    struct TransformChoice {
+        std::vector<std::shared_ptr<const Codec>> k_heads;
+        uint32_t v_bits = 2;
+    };
+    TransformChoice choose_transform(const LayerGeometry& geometry, const SideArtifact& trained) const;
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);
     Choice choose_baseline(const LayerGeometry& geometry);

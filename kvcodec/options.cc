@@ -21,17 +21,12 @@ template <typename E>
 using Names = std::span<const std::pair<std::string_view, E>>;
 
 constexpr std::pair<std::string_view, Options::CodecChoice> kCodecs[] = {
-    {"auto", Options::CodecChoice::kAuto},
-    {"dictionary", Options::CodecChoice::kDictionary},
-    {"scalar", Options::CodecChoice::kScalar},
-    {"none", Options::CodecChoice::kNone},
-    {"token", Options::CodecChoice::kToken},
-    {"kivi", Options::CodecChoice::kKivi},
-    {"turboquant", Options::CodecChoice::kTurboQuant},
-    {"zipcache", Options::CodecChoice::kZipCache},
-    {"h2o", Options::CodecChoice::kH2o},
-    {"snapkv", Options::CodecChoice::kSnapKv},
-    {"pyramidkv", Options::CodecChoice::kPyramidKv},
+    {"auto", Options::CodecChoice::kAuto},         {"dictionary", Options::CodecChoice::kDictionary},
+    {"scalar", Options::CodecChoice::kScalar},     {"transform", Options::CodecChoice::kTransform},
+    {"none", Options::CodecChoice::kNone},         {"token", Options::CodecChoice::kToken},
+    {"kivi", Options::CodecChoice::kKivi},         {"turboquant", Options::CodecChoice::kTurboQuant},
+    {"zipcache", Options::CodecChoice::kZipCache}, {"h2o", Options::CodecChoice::kH2o},
+    {"snapkv", Options::CodecChoice::kSnapKv},     {"pyramidkv", Options::CodecChoice::kPyramidKv},
 };
 constexpr std::pair<std::string_view, CoefficientFormat> kCoefficients[] = {
     {"q4", CoefficientFormat::kSigned4},
@@ -137,7 +132,8 @@ constexpr Key kKeys[] = {
          return !v.empty();
      }},
     {"codec",
-     "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, zipcache, h2o, snapkv or pyramidkv",
+     "auto, dictionary, scalar, transform, none, or a baseline: token, kivi, turboquant, zipcache, h2o, snapkv or "
+     "pyramidkv",
      [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
     {"budget", "a share such as 20% or 0.2",
      [](Draft& d, std::string_view v) { return set_budget(v, d.options.budget); }},

@@ -17,6 +17,7 @@ struct Options {
         kAuto,        ///< scalar from 2 bits an element on, below that the artifact's dictionary
         kDictionary,  ///< needs an artifact
         kScalar,      ///< needs no artifact, but uses the means of one
+        kTransform,   ///< keys by the artifact's principal components, values scalar
         kNone,        ///< every layer passes through
         kToken,       ///< baselines that code, see docs/baselines.md
         kKivi,
@@ -42,7 +43,7 @@ struct Options {
     };
 
     std::string artifact;                    ///< artifact=PATH
-    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|none|token|kivi|turboquant|zipcache|...
+    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|transform|none|token|kivi|turboquant|...
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=

@@ -9,6 +9,7 @@
 #include <cstring>
 #include <filesystem>
 #include <limits>
+#include <span>
 #include <string_view>
 #include <utility>
 
@@ -29,6 +30,7 @@ constexpr uint32_t kMaxAtoms = 32768;
 constexpr uint32_t kMaxHeads = 4096;
 constexpr uint32_t kMaxLayer = 65535;
 constexpr float kNormTolerance = 0.01F;
+constexpr float kBasisTolerance = 0.01F;   // of the basis' dot products
 constexpr float kMaxHeldoutError = 10.0F;  // 1 is as bad as coding nothing
 
 constexpr std::array<std::pair<RopeParams::Pairing, std::string_view>, 3> kPairings = {{
@@ -60,6 +62,54 @@ std::string tensor_name(uint32_t layer, std::string_view name) {
 
 bool all_finite(const std::vector<float>& values) {
     return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
+}
+
+/// Whether the rows of a [dim, dim] matrix are of unit norm and orthogonal.
+bool is_orthonormal(std::span<const uint16_t> matrix, size_t dim) {
+    std::vector<float> columns(dim * dim);  // the transpose, so that the innermost loop below runs along memory
+    for (size_t i = 0; i < dim * dim; ++i) {
+        columns[i % dim * dim + i / dim] = half_to_float(matrix[i]);
+    }
+    std::vector<float> products(dim);  // of row i with each row
+    for (size_t i = 0; i < dim; ++i) {
+        std::ranges::fill(products, 0.0F);
+        for (size_t k = 0; k < dim; ++k) {
+            const float* column = columns.data() + k * dim;
+            const float factor = column[i];
+            for (size_t j = 0; j < dim; ++j) {
+                products[j] += factor * column[j];
+            }
+        }
+        products[i] -= 1.0F;
+        if (!std::ranges::all_of(products, [](float product) { return std::abs(product) <= kBasisTolerance; })) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/// What is wrong with the principal directions of one side; empty if nothing is or there are none.
+std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
+    if (side.basis.empty() && side.variance.empty()) {
+        return {};
+    }
+    const size_t dim = side.dim;
+    if (side.basis.size() != n_head_kv * dim * dim || side.variance.size() != n_head_kv * dim) {
+        return "basis or variance have the wrong size";
+    }
+    for (size_t head = 0; head < n_head_kv; ++head) {
+        float previous = std::numeric_limits<float>::max();
+        for (size_t j = head * dim; j < (head + 1) * dim; ++j) {
+            if (!(side.variance[j] >= 0.0F && side.variance[j] <= previous)) {
+                return fmt::format("the variance of head {} does not descend in finite numbers to 0 or more", head);
+            }
+            previous = side.variance[j];
+        }
+        if (!is_orthonormal(std::span(side.basis).subspan(head * dim * dim, dim * dim), dim)) {
+            return fmt::format("the basis of head {} is not orthonormal", head);
+        }
+    }
+    return {};
 }
 
 /// What is wrong with one side; empty if nothing is.
@@ -97,7 +147,7 @@ std::string find_fault(const SideArtifact& side, uint32_t n_head_kv) {
     if (!(side.heldout_error >= 0.0F && side.heldout_error <= kMaxHeldoutError)) {
         return "the held-out error is not a usable number";
     }
-    return {};
+    return find_basis_fault(side, n_head_kv);
 }
 
 std::string find_fault(const RopeParams& rope, uint32_t dim) {
@@ -159,6 +209,12 @@ void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact
                           side.mean);
     writer.add_f32_tensor(tensor_name(layer.layer, name("levels")), std::array<uint64_t, 1>{SideArtifact::kLevels},
                           side.levels);
+    if (!side.basis.empty()) {
+        writer.add_f16_tensor(tensor_name(layer.layer, name("basis")),
+                              std::array<uint64_t, 3>{side.dim, side.dim, layer.n_head_kv}, side.basis);
+        writer.add_f32_tensor(tensor_name(layer.layer, name("variance")),
+                              std::array<uint64_t, 2>{side.dim, layer.n_head_kv}, side.variance);
+    }
 }
 
 void put_rope(GgufWriter& writer, uint32_t layer, const RopeParams& rope) {
@@ -279,6 +335,17 @@ class ArtifactReader {
         side.mean = copy<float>(mean);
         side.levels = copy<float>(tensor(name("levels"), kGgmlF32, 1));
         side.heldout_error = get_float(layer_key(layer.layer, fmt::format("{}.heldout_error", prefix)));
+        if (file_.find_tensor(name("basis")) != nullptr || file_.find_tensor(name("variance")) != nullptr) {
+            const GgufTensor& basis = tensor(name("basis"), kGgmlF16, 3);
+            const GgufTensor& variance = tensor(name("variance"), kGgmlF32, 2);
+            const uint64_t dim = side.dim, n_head_kv = layer.n_head_kv;
+            if (basis.dims != std::array<uint64_t, 4>{dim, dim, n_head_kv, 1} ||
+                variance.dims != std::array<uint64_t, 4>{dim, n_head_kv, 1, 1}) {
+                fail(fmt::format("{} or {} has the wrong shape; train it again", basis.name, variance.name));
+            }
+            side.basis = copy<uint16_t>(basis);
+            side.variance = copy<float>(variance);
+        }
         return side;
     }
 

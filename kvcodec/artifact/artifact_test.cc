@@ -3,7 +3,9 @@
 #include <gtest/gtest.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
+#include <cmath>
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
@@ -12,6 +14,7 @@
 #include <limits>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "kvcodec/artifact/gguf_file.h"
 #include "kvcodec/error.h"
@@ -63,6 +66,29 @@ Artifact make_artifact() {
             .layers = {first, second}};
 }
 
+/// Directions of K that are neither axes nor exact in half precision, other ones for each head.
+void add_basis(SideArtifact& side, uint32_t n_head_kv) {
+    for (uint32_t head = 0; head < n_head_kv; ++head) {
+        const float angle = 0.5F + static_cast<float>(head);
+        for (uint32_t row = 0; row < side.dim; ++row) {
+            std::vector<float> direction(side.dim);
+            const float sign = row % 2 == 0 ? 1.0F : -1.0F;
+            direction[row] = std::cos(angle);
+            direction[row ^ 1U] = sign * std::sin(angle);
+            std::ranges::transform(direction, std::back_inserter(side.basis), float_to_half);
+            side.variance.push_back(row + 1 == side.dim ? 0.0F : 2.5F / static_cast<float>(1 + row / 2));
+        }
+    }
+}
+
+Artifact make_artifact_with_basis() {
+    Artifact artifact = make_artifact();
+    for (LayerArtifact& layer : artifact.layers) {
+        add_basis(layer.k, layer.n_head_kv);
+    }
+    return artifact;
+}
+
 class ArtifactTest : public testing::Test {
   protected:
     void SetUp() override {
@@ -81,8 +107,8 @@ class ArtifactTest : public testing::Test {
             return false;
         }
     }
-    void expect_refused(const std::function<void(Artifact&)>& damage, const std::string& why) {
-        Artifact artifact = make_artifact();
+    void expect_refused(const std::function<void(Artifact&)>& damage, const std::string& why,
+                        Artifact artifact = make_artifact()) {
         damage(artifact);
         try {
             write_artifact(artifact, path_);
@@ -101,8 +127,19 @@ TEST_F(ArtifactTest, RoundTrip) {
     EXPECT_EQ(read_artifact(path_), make_artifact());
 }
 
+TEST_F(ArtifactTest, RoundTripWithBasis) {
+    write_artifact(make_artifact_with_basis(), path_);
+    EXPECT_EQ(read_artifact(path_), make_artifact_with_basis());
+
+    Artifact some_layers = make_artifact_with_basis();
+    some_layers.layers[0].k.basis.clear();
+    some_layers.layers[0].k.variance.clear();
+    write_artifact(some_layers, path_);
+    EXPECT_EQ(read_artifact(path_), some_layers);
+}
+
 TEST_F(ArtifactTest, KeepsGgufLayout) {
-    write_artifact(make_artifact(), path_);
+    write_artifact(make_artifact_with_basis(), path_);
     const GgufFile file(path_);
     EXPECT_EQ(file.get_string("general.type"), "kvcodec");
     EXPECT_EQ(file.get_uint("kvcodec.version"), 1U);
@@ -110,6 +147,15 @@ TEST_F(ArtifactTest, KeepsGgufLayout) {
     ASSERT_NE(atoms, nullptr);
     EXPECT_EQ(atoms->type, kGgmlF16);
     EXPECT_EQ(atoms->dims, (std::array<uint64_t, 4>{4, 3, 1, 1}));
+    const GgufTensor* basis = file.find_tensor("blk.5.k.basis");
+    ASSERT_NE(basis, nullptr);
+    EXPECT_EQ(basis->type, kGgmlF16);
+    EXPECT_EQ(basis->dims, (std::array<uint64_t, 4>{4, 4, 2, 1}));
+    const GgufTensor* variance = file.find_tensor("blk.5.k.variance");
+    ASSERT_NE(variance, nullptr);
+    EXPECT_EQ(variance->type, kGgmlF32);
+    EXPECT_EQ(variance->dims, (std::array<uint64_t, 4>{4, 2, 1, 1}));
+    EXPECT_EQ(file.find_tensor("blk.5.v.basis"), nullptr);
 }
 
 TEST_F(ArtifactTest, RefusesInsaneNumbers) {
@@ -144,6 +190,67 @@ TEST_F(ArtifactTest, RefusesInsaneNumbers) {
     expect_refused([](Artifact& a) { a.layers[0].rope.freq_factors[0] = 0.0F; }, "frequency factor");
 }
 
+TEST_F(ArtifactTest, RefusesAnInsaneBasis) {
+    const float nan = std::numeric_limits<float>::quiet_NaN();
+    const float infinity = std::numeric_limits<float>::infinity();
+    const auto expect = [&](const std::function<void(SideArtifact&)>& damage, const std::string& why) {
+        expect_refused([&](Artifact& a) { damage(a.layers[1].k); }, why, make_artifact_with_basis());
+    };
+    expect([](SideArtifact& k) { k.basis.clear(); }, "layer 5 K: basis or variance");
+    expect([](SideArtifact& k) { k.variance.clear(); }, "wrong size");
+    expect([](SideArtifact& k) { k.basis.pop_back(); }, "wrong size");
+    expect([](SideArtifact& k) { k.variance.push_back(0.0F); }, "wrong size");
+    expect([](SideArtifact& k) { k.basis.resize(k.basis.size() / 2); }, "wrong size");
+    expect([](SideArtifact& k) { k.variance[3] = -1e-9F; }, "the variance of head 0");
+    expect([](SideArtifact& k) { k.variance[6] = k.variance[5] * 1.01F; }, "the variance of head 1");
+    expect([&](SideArtifact& k) { k.variance[0] = infinity; }, "the variance of head 0");
+    expect([&](SideArtifact& k) { k.variance[4] = nan; }, "the variance of head 1");
+    expect([&](SideArtifact& k) { k.variance[7] = nan; }, "the variance of head 1");
+    expect([](SideArtifact& k) { k.basis[0] = 0x7C00; }, "the basis of head 0 is not orthonormal; train it again");
+    expect([](SideArtifact& k) { k.basis[31] = 0x7E00; }, "the basis of head 1");
+    expect([](SideArtifact& k) { k.basis[16] = float_to_half(half_to_float(k.basis[16]) + 0.1F); }, "head 1");
+    expect([](SideArtifact& k) { std::copy_n(k.basis.begin(), 4, k.basis.begin() + 4); }, "the basis of head 0");
+    expect([](SideArtifact& k) { std::fill_n(k.basis.begin(), 4, 0); }, "the basis of head 0");
+}
+
+TEST_F(ArtifactTest, RefusesABasisOfTheWrongShape) {
+    // A file whose layer has another number of heads or dimensions than its basis, as no writer here makes it.
+    const auto expect_shape_refused = [&](const std::string& from, const std::string& to) {
+        write_artifact(make_artifact_with_basis(), path_);
+        std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
+        const std::string bytes{std::istreambuf_iterator<char>(file), {}};
+        const size_t at = bytes.find(from);
+        ASSERT_NE(at, std::string::npos);
+        file.seekp(static_cast<std::streamoff>(at)).write(to.data(), static_cast<std::streamsize>(to.size()));
+        file.close();
+        try {
+            read_artifact(path_);
+            ADD_FAILURE() << "accepted";
+        } catch (const Error& error) {
+            EXPECT_NE(std::string(error.what()).find("blk.5.k."), std::string::npos) << error.what();
+        }
+    };
+    const auto little_endian = [](uint64_t value, size_t n_bytes) {
+        std::string bytes;
+        for (size_t i = 0; i < n_bytes; ++i) {
+            bytes.push_back(static_cast<char>(value >> (8 * i)));
+        }
+        return bytes;
+    };
+    const auto info = [&](const std::string& name, const std::vector<uint64_t>& dims) {
+        std::string bytes = name + little_endian(dims.size(), 4);
+        for (const uint64_t dim : dims) {
+            bytes += little_endian(dim, 8);
+        }
+        return bytes;
+    };
+    expect_shape_refused(info("blk.5.k.basis", {4, 4, 2}), info("blk.5.k.basis", {2, 8, 2}));
+    expect_shape_refused(info("blk.5.k.basis", {4, 4, 2}), info("blk.5.k.basis", {4, 4, 1}));
+    expect_shape_refused(info("blk.5.k.basis", {4, 4, 2}), info("blk.5.k.basys", {4, 4, 2}));
+    expect_shape_refused(info("blk.5.k.variance", {4, 2}), info("blk.5.k.variance", {2, 4}));
+    expect_shape_refused(info("blk.5.k.variance", {4, 2}), info("blk.5.k.variants", {4, 2}));
+}
+
 TEST_F(ArtifactTest, RefusesOtherFiles) {
     GgufWriter model;
     model.set_string("general.architecture", "llama");
@@ -163,7 +270,7 @@ TEST_F(ArtifactTest, RefusesOtherFiles) {
 }
 
 TEST_F(ArtifactTest, SurvivesEveryTruncation) {
-    write_artifact(make_artifact(), path_);
+    write_artifact(make_artifact_with_basis(), path_);
     const size_t whole = fs::file_size(path_);
     for (size_t length = whole; length-- > 0;) {
         fs::resize_file(path_, length);
@@ -175,7 +282,7 @@ TEST_F(ArtifactTest, SurvivesEveryTruncation) {
 }
 
 TEST_F(ArtifactTest, SurvivesEveryDamagedByte) {
-    write_artifact(make_artifact(), path_);
+    write_artifact(make_artifact_with_basis(), path_);
     std::fstream file(path_, std::ios::binary | std::ios::in | std::ios::out);
     const std::string bytes{std::istreambuf_iterator<char>(file), {}};
     const auto put = [&](size_t i, char byte) {
@@ -189,7 +296,7 @@ TEST_F(ArtifactTest, SurvivesEveryDamagedByte) {
         }
         put(i, bytes[i]);
     }
-    EXPECT_EQ(read_artifact(path_), make_artifact());
+    EXPECT_EQ(read_artifact(path_), make_artifact_with_basis());
 }
 
 class CacheFolderTest : public testing::Test {

@@ -6,7 +6,10 @@
 #include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
+#include <numeric>
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "kvcodec/artifact/artifact.h"
 #include "kvcodec/codec/dictionary/packing.h"
@@ -16,6 +19,7 @@ namespace kvcodec {
 
 namespace {
 
+constexpr double kConcentrated = 0.9;
 constexpr std::array<size_t, 6> kSparsities = {4, 8, 12, 16, 24, 32};
 
 struct InspectOptions {
@@ -48,16 +52,34 @@ TokenBytes token_bytes(const Artifact& artifact, size_t sparsity) {
     return bytes;
 }
 
+/// The share of K's dimensions, along its principal directions before RoPE, that carry kConcentrated of the variance:
+/// the mean of the heads. Nothing if the artifact has no directions.
+std::optional<double> concentration(const LayerArtifact& layer) {
+    const std::vector<float>& variance = layer.k.variance;
+    if (variance.empty()) {
+        return std::nullopt;
+    }
+    size_t n_needed = 0;
+    for (auto head = variance.begin(); head != variance.end(); head += layer.k.dim) {
+        double missing = kConcentrated * std::accumulate(head, head + layer.k.dim, 0.0);
+        for (auto along = head; missing > 0.0 && along != head + layer.k.dim; ++along, ++n_needed) {
+            missing -= *along;
+        }
+    }
+    return static_cast<double>(n_needed) / static_cast<double>(variance.size());
+}
+
 nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
     const auto side_json = [](const SideArtifact& side) {
         return nlohmann::json{{"dim", side.dim}, {"n_atoms", side.n_atoms}, {"heldout_error", side.heldout_error}};
     };
     nlohmann::json layers = nlohmann::json::array();
     for (const LayerArtifact& layer : artifact.layers) {
-        layers.push_back({{"layer", layer.layer},
-                          {"n_head_kv", layer.n_head_kv},
-                          {"k", side_json(layer.k)},
-                          {"v", side_json(layer.v)}});
+        nlohmann::json k = side_json(layer.k);
+        if (const auto share = concentration(layer)) {
+            k["dims_of_90_percent_variance"] = *share;
+        }
+        layers.push_back({{"layer", layer.layer}, {"n_head_kv", layer.n_head_kv}, {"k", k}, {"v", side_json(layer.v)}});
     }
     nlohmann::json rates = nlohmann::json::array();
     for (const size_t sparsity : kSparsities) {
@@ -89,11 +111,13 @@ void print_text(const Artifact& artifact, uint64_t file_bytes) {
                artifact.training_sparsity);
     fmt::print("file         {} bytes, {} layers\n", file_bytes, artifact.layers.size());
 
-    fmt::print("\n{:>5} {:>8} | {:>5} {:>6} {:>14} | {:>5} {:>6} {:>14}\n", "layer", "KV heads", "K dim", "atoms",
-               "held-out error", "V dim", "atoms", "held-out error");
+    fmt::print("\n{:>5} {:>8} | {:>5} {:>6} {:>14} {:>17} | {:>5} {:>6} {:>14}\n", "layer", "KV heads", "K dim",
+               "atoms", "held-out error", "90 % variance in", "V dim", "atoms", "held-out error");
     for (const LayerArtifact& layer : artifact.layers) {
-        fmt::print("{:>5} {:>8} | {:>5} {:>6} {:>14.4f} | {:>5} {:>6} {:>14.4f}\n", layer.layer, layer.n_head_kv,
-                   layer.k.dim, layer.k.n_atoms, layer.k.heldout_error, layer.v.dim, layer.v.n_atoms,
+        const auto share = concentration(layer);
+        fmt::print("{:>5} {:>8} | {:>5} {:>6} {:>14.4f} {:>17} | {:>5} {:>6} {:>14.4f}\n", layer.layer, layer.n_head_kv,
+                   layer.k.dim, layer.k.n_atoms, layer.k.heldout_error,
+                   share ? fmt::format("{:.0f} % of dims", 100 * *share) : "-", layer.v.dim, layer.v.n_atoms,
                    layer.v.heldout_error);
     }
 

@@ -1,4 +1,4 @@
-// `kvcodec train`: learns the dictionaries and means of a model and writes its artifact.
+// `kvcodec train`: learns the dictionaries, means and principal directions of a model and writes its artifact.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -24,6 +24,7 @@
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 #include "kvcodec/learn/dictionary_learning.h"
+#include "kvcodec/learn/principal_components.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
 #include "tools/progress.h"
@@ -72,6 +73,21 @@ std::vector<float> training_rows(const Job& job, uint32_t n_positions, uint64_t 
     return x;
 }
 
+/// The principal directions of each head's rows and the variance along them.
+void find_directions(const HarvestedRows& rows, SideArtifact& side) {
+    const std::vector<float> residuals = rows.residuals();
+    const size_t dim = rows.dim();
+    std::vector<float> of_head(rows.n_tokens() * dim);
+    for (size_t head = 0; head < rows.n_head(); ++head) {
+        for (size_t token = 0; token < rows.n_tokens(); ++token) {
+            std::copy_n(residuals.data() + (token * rows.n_head() + head) * dim, dim, of_head.data() + token * dim);
+        }
+        const PrincipalComponents components = find_principal_components(of_head, dim);
+        std::ranges::transform(components.basis, std::back_inserter(side.basis), float_to_half);
+        side.variance.insert(side.variance.end(), components.variance.begin(), components.variance.end());
+    }
+}
+
 void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
            const std::function<void(size_t, float)>& progress) {
     HarvestedRows& rows = job.is_k ? job.layer->k : job.layer->v;
@@ -90,6 +106,9 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
     job.side.mean = rows.mean();
     job.side.levels.assign(learned.levels.begin(), learned.levels.end());
     job.side.heldout_error = learned.heldout_error;
+    if (job.is_k) {
+        find_directions(rows, job.side);
+    }
     rows.clear();
 }
 

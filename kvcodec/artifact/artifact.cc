@@ -70,13 +70,12 @@ bool is_orthonormal(std::span<const uint16_t> matrix, size_t dim) {
     for (size_t i = 0; i < dim * dim; ++i) {
         columns[i % dim * dim + i / dim] = half_to_float(matrix[i]);
     }
-    std::vector<float> products(dim);  // of row i with each row
     for (size_t i = 0; i < dim; ++i) {
-        std::ranges::fill(products, 0.0F);
+        std::vector<float> products(i + 1);  // of row i with each row up to itself
         for (size_t k = 0; k < dim; ++k) {
             const float* column = columns.data() + k * dim;
             const float factor = column[i];
-            for (size_t j = 0; j < dim; ++j) {
+            for (size_t j = 0; j <= i; ++j) {
                 products[j] += factor * column[j];
             }
         }

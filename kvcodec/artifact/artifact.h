@@ -1,4 +1,4 @@
-// The artifact: what training makes for one model (dictionaries and means of every layer), stored beside it as GGUF.
+// The artifact: what training makes for one model (dictionaries, means, principal directions), stored as GGUF.
 #pragma once
 
 #include <cstddef>

@@ -38,19 +38,31 @@ void add_multiple(double factor, const double* x, size_t n, double* y) {
 
 /// sum x x^T / n over the finite rows x.
 Matrix second_moments(std::span<const float> rows, size_t dim) {
+    constexpr size_t kBatch = 4;  // rows added at a time, so that a sum is loaded and stored once for all of them
     Matrix moments(dim);
-    std::vector<double> x(dim);
+    std::vector<double> batch(kBatch * dim);
     size_t n = 0;
-    for (size_t begin = 0; begin + dim <= rows.size(); begin += dim) {
-        std::copy_n(rows.begin() + static_cast<std::ptrdiff_t>(begin), dim, x.begin());
-        if (!std::ranges::all_of(x, [](double value) { return std::isfinite(value); })) {
-            continue;
-        }
-        ++n;
+    const auto add_batch = [&] {
+        const double *x0 = batch.data(), *x1 = x0 + dim, *x2 = x1 + dim, *x3 = x2 + dim;
         for (size_t i = 0; i < dim; ++i) {
-            add_multiple(x[i], x.data(), i + 1, moments.row(i));
+            double* sums = moments.row(i);
+            const double f0 = x0[i], f1 = x1[i], f2 = x2[i], f3 = x3[i];
+            for (size_t j = 0; j <= i; ++j) {
+                sums[j] += (f0 * x0[j] + f1 * x1[j]) + (f2 * x2[j] + f3 * x3[j]);
+            }
+        }
+        std::ranges::fill(batch, 0.0);
+    };
+    for (size_t begin = 0; begin + dim <= rows.size(); begin += dim) {
+        const std::span<const float> x = rows.subspan(begin, dim);
+        if (std::ranges::all_of(x, [](float value) { return std::isfinite(value); })) {
+            std::ranges::copy(x, batch.data() + n % kBatch * dim);
+            if (++n % kBatch == 0) {
+                add_batch();
+            }
         }
     }
+    add_batch();
     for (size_t i = 0; i < dim; ++i) {
         for (size_t j = 0; j <= i; ++j) {
             moments.row(i)[j] /= static_cast<double>(std::max<size_t>(n, 1));

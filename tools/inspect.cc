@@ -77,7 +77,7 @@ nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
     for (const LayerArtifact& layer : artifact.layers) {
         nlohmann::json k = side_json(layer.k);
         if (const auto share = concentration(layer)) {
-            k["dims_of_90_percent_variance"] = *share;
+            k["share_of_dims_with_90_percent_of_variance"] = *share;
         }
         layers.push_back({{"layer", layer.layer}, {"n_head_kv", layer.n_head_kv}, {"k", k}, {"v", side_json(layer.v)}});
     }

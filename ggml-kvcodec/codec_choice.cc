@@ -302,11 +302,14 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         LayerCodecs codecs;
         codecs.v_mean = trained ? trained->v.mean : facts.v_origin.bias;
         codecs.rope = Rope(rope, g.dim_k);
-        if (has_k_mean) {
+        const bool before_rope = options_.codec == Options::CodecChoice::kTransform;
+        if (before_rope) {
+            codecs.k_plain_mean = trained->k.mean;
+        } else if (has_k_mean) {
             codecs.k_mean =
                 RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias, g.n_head_kv);
         }
-        if (options_.codec == Options::CodecChoice::kTransform) {
+        if (before_rope) {
             const TransformChoice transform = choose_transform(g, trained->k);
             codecs.k_heads = transform.k_heads;
             codecs.k = codecs.k_heads[0];
@@ -322,7 +325,8 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         }
         choice.trained = trained != nullptr;
         choice.fixed_bytes = std::max<size_t>(1, codecs.k_heads.size()) * codecs.k->fixed_bytes() +
-                             codecs.v->fixed_bytes() + codecs.k_mean.bytes() + codecs.v_mean.size() * sizeof(float);
+                             codecs.v->fixed_bytes() + codecs.k_mean.bytes() +
+                             (codecs.k_plain_mean.size() + codecs.v_mean.size()) * sizeof(float);
         choice.codecs = std::move(codecs);
         return choice;
     } catch (const Error& error) {

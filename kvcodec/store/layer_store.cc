@@ -226,8 +226,8 @@ std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const
             codecs_.rope_tables->unrotate(position.data(), cells.size(), x.data(), dim);
         }
     }
-    if (side == Side::kV && !codecs_.v_mean.empty()) {
-        const float* mean = &codecs_.v_mean[head * dim];
+    if (const std::vector<float>& means = plain_mean(side); !means.empty()) {
+        const float* mean = &means[head * dim];
         for (size_t i = 0; i < x.size(); ++i) {
             x[i] -= mean[i % dim];
         }
@@ -321,6 +321,14 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
     const size_t cell = block * kBlock + first;
     codec(side, head).decode(codes(side, block, head), first, n, x);
     rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
+    if (const std::vector<float>& means = plain_mean(side); !means.empty()) {
+        const float* mean = &means[head * dim];
+        for (size_t i = 0; i < n; ++i) {
+            for (size_t j = 0; j < dim; ++j) {
+                x[i * dim + j] += mean[j];
+            }
+        }
+    }
     if (side == Side::kK) {
         if (codecs_.rope_tables != nullptr) {
             codecs_.rope_tables->rotate(positions + cell, n, x, dim);  // to where a shift has moved the cell
@@ -335,13 +343,6 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
         }
         if (!codecs_.k_mean.empty()) {
             codecs_.k_mean.add(head, positions + cell, n, x, dim);
-        }
-    } else if (!codecs_.v_mean.empty()) {
-        const float* mean = &codecs_.v_mean[head * dim];
-        for (size_t i = 0; i < n; ++i) {
-            for (size_t j = 0; j < dim; ++j) {
-                x[i * dim + j] += mean[j];
-            }
         }
     }
 }

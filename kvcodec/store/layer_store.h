@@ -27,8 +27,9 @@ struct LayerGeometry {
     size_t dim_v = 0;
 };
 
-/// What turns the rows of one layer into codes. K: mean (rotated with position), then codec. V: plain mean, then codec.
-/// Without codecs all rows stay dense.
+/// What turns the rows of one layer into codes. K: mean (rotated with position), then codec; where codes are of keys
+/// before RoPE: rotation undone, then plain mean, then codec. V: plain mean, then codec. Without codecs all rows stay
+/// dense.
 struct LayerCodecs {
     std::shared_ptr<const Codec> k;
     std::shared_ptr<const Codec> v;
@@ -37,6 +38,7 @@ struct LayerCodecs {
     Rope rope;
     std::vector<std::shared_ptr<const Codec>> k_heads = {};   ///< [n_head_kv], the first is k; empty: k serves all
     std::shared_ptr<const RopeTables> rope_tables = nullptr;  ///< where k is before RoPE and there is any
+    std::vector<float> k_plain_mean = {};                     ///< [n_head_kv, dim_k] before RoPE, instead of k_mean
 
     /// Whether codes of K cannot be made or read without positions.
     bool need_positions() const { return !k_mean.empty() || rope_tables != nullptr; }
@@ -170,6 +172,9 @@ class LayerStore {
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
     const Codec& codec(Side side, size_t head) const {
         return side == Side::kK && !codecs_.k_heads.empty() ? *codecs_.k_heads[head] : codec(side);
+    }
+    const std::vector<float>& plain_mean(Side side) const {
+        return side == Side::kK ? codecs_.k_plain_mean : codecs_.v_mean;
     }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
     std::byte* code(Side side, size_t cell, size_t head) const;

@@ -134,40 +134,105 @@ namespace kvcodec::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Levels [n_active] of one code, times its scale.
-void unpack_levels(const TransformFormat& format, const uint8_t* code, float* HWY_RESTRICT y) {
+/// Levels [n_active] of one code.
+void unpack_levels(const TransformFormat& format, const uint8_t* code, int16_t* HWY_RESTRICT levels) {
     const hn::FixedTag<int8_t, 16> bytes;
     const hn::FixedTag<uint64_t, 2> words;
-    const hn::Half<decltype(bytes)> half;
-    const hn::CappedTag<float, 8> d;
-    const hn::Rebind<int8_t, decltype(d)> narrow;
-    const hn::Rebind<int32_t, decltype(d)> integers;
+    const hn::FixedTag<int16_t, 8> shorts;
     HWY_ALIGN uint64_t index[kMaxDim / kGroup];
-    HWY_ALIGN int8_t levels[kMaxDim];
     unpack_indices(format, code, index);
-    for (size_t group = 0; group < format.plane_bytes[0]; ++group) {
-        const Quantiser& quantiser = quantisers()[format.bits[group]];
-        int8_t* HWY_RESTRICT level = levels + kGroup * group;
+    const std::array<Quantiser, kMaxBits + 1>& all = quantisers();
+    for (size_t group = 0; group < format.plane_bytes[0]; ++group, levels += kGroup) {
+        const Quantiser& quantiser = all[format.bits[group]];
         if (format.bits[group] <= 4) {
             const auto table = hn::LoadU(bytes, quantiser.levels.data());
             const auto found = hn::TableLookupBytes(table, hn::BitCast(bytes, hn::Set(words, index[group])));
-            hn::StoreU(hn::LowerHalf(half, found), half, level);
+            hn::Store(hn::PromoteTo(shorts, hn::LowerHalf(found)), shorts, levels);
         } else {
             for (size_t i = 0; i < kGroup; ++i) {
-                level[i] = quantiser.levels[index[group] >> (8 * i) & 0xff];
+                levels[i] = quantiser.levels[index[group] >> (8 * i) & 0xff];
             }
         }
     }
-    const auto scale = hn::Set(d, format.scales[code[format.code_bytes - 1]]);
-    for (size_t i = 0; i < format.n_active; i += hn::Lanes(d)) {
-        const auto level = hn::PromoteTo(integers, hn::LoadU(narrow, levels + i));
-        hn::StoreU(hn::Mul(scale, hn::ConvertTo(d, level)), d, y + i);
+}
+
+/// x [kRows, dim] of elements [0, kVectors * Lanes): levels [kRows, n_active] times the synthesis.
+template <size_t kRows, size_t kVectors, class D>
+HWY_INLINE void synthesise_tile(D d, const TransformFormat& format, const int16_t* HWY_RESTRICT levels,
+                                const int16_t* HWY_RESTRICT synthesis, const float* HWY_RESTRICT scale,
+                                float* HWY_RESTRICT x) {
+    const hn::Rebind<int32_t, D> sums;
+    const hn::Repartition<int16_t, D> shorts;
+    const size_t width = hn::Lanes(d);
+    hn::Vec<decltype(sums)> sum[kRows][kVectors];
+    hn::Vec<decltype(sums)> rest[kRows][kVectors];  // unused where one instruction adds pairs, as on x86
+    for (size_t r = 0; r < kRows; ++r) {
+        for (size_t v = 0; v < kVectors; ++v) {
+            sum[r][v] = hn::Zero(sums);
+            rest[r][v] = hn::Zero(sums);
+        }
+    }
+    const auto add_pair = [&](size_t j) HWY_ATTR {
+        const int16_t* HWY_RESTRICT row = synthesis + j * format.dim;
+        hn::Vec<decltype(shorts)> part[kVectors];
+        for (size_t v = 0; v < kVectors; ++v) {
+            part[v] = hn::LoadU(shorts, row + 2 * v * width);
+        }
+        for (size_t r = 0; r < kRows; ++r) {
+            int32_t pair = 0;
+            std::memcpy(&pair, levels + r * format.n_active + j, sizeof(pair));
+            const auto factors = hn::BitCast(shorts, hn::Set(sums, pair));
+            for (size_t v = 0; v < kVectors; ++v) {
+                sum[r][v] = hn::ReorderWidenMulAccumulate(sums, factors, part[v], sum[r][v], rest[r][v]);
+            }
+        }
+    };
+    for (size_t j = 0; j < format.n_active; j += 4) {
+        add_pair(j);
+        add_pair(j + 2);
+    }
+    for (size_t r = 0; r < kRows; ++r) {
+        const auto factor = hn::Set(d, scale[r]);
+        for (size_t v = 0; v < kVectors; ++v) {
+            const auto total = hn::ConvertTo(d, hn::RearrangeToOddPlusEven(sum[r][v], rest[r][v]));
+            hn::StoreU(hn::Mul(factor, total), d, x + r * format.dim + v * width);
+        }
     }
 }
 
-void unpack_rows(const TransformFormat& format, const uint8_t* codes, size_t n, float* y) {
-    for (size_t i = 0; i < n; ++i) {
-        unpack_levels(format, codes + i * format.code_bytes, y + i * format.n_active);
+template <size_t kVectors, class D>
+HWY_INLINE void synthesise_columns(D d, const TransformFormat& format, const int16_t* levels, const float* scale,
+                                   size_t n, size_t first, float* x) {
+    constexpr size_t kTall = 4;
+    const int16_t* synthesis = format.synthesis.data() + 2 * first;
+    size_t row = 0;
+    for (; row + kTall <= n; row += kTall) {
+        synthesise_tile<kTall, kVectors>(d, format, levels + row * format.n_active, synthesis, scale + row,
+                                         x + row * format.dim + first);
+    }
+    for (; row < n; ++row) {
+        synthesise_tile<1, kVectors>(d, format, levels + row * format.n_active, synthesis, scale + row,
+                                     x + row * format.dim + first);
+    }
+}
+
+/// n <= kChunk rows.
+void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, float* x) {
+    HWY_ALIGN int16_t levels[kChunk * kMaxDim];
+    HWY_ALIGN float scale[kChunk];
+    for (size_t row = 0; row < n; ++row) {
+        const uint8_t* code = codes + row * format.code_bytes;
+        unpack_levels(format, code, levels + row * format.n_active);
+        scale[row] = format.scales[code[format.code_bytes - 1]] * format.synthesis_unit;
+    }
+    const hn::CappedTag<float, 16> wide;
+    const hn::CappedTag<float, 8> narrow;
+    size_t i = 0;
+    for (; i + 2 * hn::Lanes(wide) <= format.dim; i += 2 * hn::Lanes(wide)) {
+        synthesise_columns<2>(wide, format, levels, scale, n, i, x);
+    }
+    for (; i < format.dim; i += 2 * hn::Lanes(narrow)) {
+        synthesise_columns<2>(narrow, format, levels, scale, n, i, x);
     }
 }
 
@@ -179,7 +244,7 @@ HWY_AFTER_NAMESPACE();
 namespace kvcodec {
 namespace {
 
-HWY_EXPORT(unpack_rows);
+HWY_EXPORT(decode_rows);
 
 constexpr int kStepsPerOctave = 12;
 /// Scale byte of a vector whose components have just their deviations.
@@ -227,6 +292,7 @@ size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
     }
     const float octaves = 0.5F * std::log2(energy / variance);
     const int middle = kUnitScale + static_cast<int>(std::lround(octaves * kStepsPerOctave));
+    const std::array<Quantiser, kMaxBits + 1>& all = quantisers();
     std::array<uint8_t, kMaxDim> candidate;
     size_t best = 0;
     for (int i = kFirstScale; i <= kLastScale; ++i) {
@@ -235,7 +301,7 @@ size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
         const float steps = Quantiser::kSteps / scale;
         float error = 0.0F;
         for (size_t j = 0; j < format.n_active; ++j) {
-            const Quantiser& quantiser = quantisers()[format.bits[j / kGroup]];
+            const Quantiser& quantiser = all[format.bits[j / kGroup]];
             const float at =
                 std::clamp(y[j] * steps, -Quantiser::kRange * Quantiser::kSteps, Quantiser::kRange * Quantiser::kSteps);
             candidate[j] = quantiser.index[static_cast<size_t>(at + Quantiser::kRange * Quantiser::kSteps + 0.5F)];
@@ -276,7 +342,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
     }
     format_.n_active = kGroup * format_.plane_bytes[0];
     format_.analysis.resize(dim * format_.n_active);
-    format_.synthesis.resize(format_.n_active * dim);
+    std::vector<float> synthesis(format_.n_active * dim);  // [n_active / 2, dim, 2]
     // Components without any variance get a deviation that never overflows a quotient.
     const float least = 1e-6F * std::max(variance[0], 1e-20F);
     for (size_t j = 0; j < format_.n_active; ++j) {
@@ -285,9 +351,16 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         const float unit = quantisers()[format_.bits[j / kGroup]].unit;
         for (size_t i = 0; i < dim; ++i) {
             format_.analysis[i * format_.n_active + j] = basis[j * dim + i] / deviation;
-            format_.synthesis[j * dim + i] = basis[j * dim + i] * deviation * unit;
+            synthesis[(j / 2 * dim + i) * 2 + j % 2] = basis[j * dim + i] * deviation * unit;
         }
     }
+    // Sums of kMaxDim products with levels stay below 2^31.
+    constexpr float kLargest = 16383.0F;
+    const auto [lowest, highest] = std::ranges::minmax(synthesis);
+    format_.synthesis_unit = std::max(-lowest, highest) / kLargest;
+    std::ranges::transform(synthesis, std::back_inserter(format_.synthesis), [&](float v) {
+        return static_cast<int16_t>(std::lround(format_.synthesis_unit == 0.0F ? 0.0F : v / format_.synthesis_unit));
+    });
     for (int i = 1; i < 256; ++i) {
         format_.scales[static_cast<size_t>(i)] =
             static_cast<float>(std::exp2(static_cast<double>(i - kUnitScale) / kStepsPerOctave));
@@ -313,8 +386,8 @@ std::string TransformCodec::describe() const {
 }
 
 size_t TransformCodec::fixed_bytes() const {
-    return sizeof(format_) + format_.bits.size() +
-           sizeof(float) * (format_.analysis.size() + format_.synthesis.size() + format_.energy.size());
+    return sizeof(format_) + format_.bits.size() + sizeof(int16_t) * format_.synthesis.size() +
+           sizeof(float) * (format_.analysis.size() + format_.energy.size());
 }
 
 void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
@@ -335,12 +408,10 @@ void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
 }
 
 void TransformCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
-    alignas(64) std::array<float, kChunk * kMaxDim> y;
     const auto* code = reinterpret_cast<const uint8_t*>(codes) + first * format_.code_bytes;
     for (size_t begin = 0; begin < n; begin += kChunk) {
-        const size_t size = std::min(kChunk, n - begin);
-        HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, code + begin * format_.code_bytes, size, y.data());
-        gemm_scores(y.data(), size, format_.n_active, format_.synthesis.data(), format_.dim, x + begin * format_.dim);
+        HWY_DYNAMIC_DISPATCH(decode_rows)
+        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin), x + begin * format_.dim);
     }
 }
 

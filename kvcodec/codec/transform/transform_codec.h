@@ -29,7 +29,8 @@ struct TransformFormat {
     std::array<size_t, kMaxBits> plane_bytes{};
     std::vector<uint8_t> bits;        ///< [dim / kGroup]
     std::vector<float> analysis;      ///< [dim, n_active]: component j of x is x . column j, in deviations
-    std::vector<float> synthesis;     ///< [n_active, dim]: deviation_j * basis_j
+    std::vector<int16_t> synthesis;   ///< [n_active / 2, dim, 2]: deviation_j * basis_j of components 2i and 2i + 1
+    float synthesis_unit = 0.0F;      ///< of its integers
     std::vector<float> energy;        ///< [n_active]: deviation_j^2
     std::array<float, 256> scales{};  ///< by scale byte; 0 for byte 0
 };

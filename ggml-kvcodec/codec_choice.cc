@@ -209,6 +209,14 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
     return dictionary(*trained, largest);
 }
 
+// Whether codec=auto takes the transform: where 3 bits do not fit. With 3 bits the scalar codec is close behind, and
+// faster: it needs no rebuilt keys.
+bool CodecChoice::prefers_transform(size_t dim_k, const SideArtifact& trained) const {
+    const bool asked = options_.s_k || options_.s_v || options_.bits_k || options_.bits_v;
+    return options_.codec == Options::CodecChoice::kAuto && !asked && !trained.basis.empty() &&
+           !fits(ScalarCodec(dim_k, 3).code_bytes(), budget_, dim_k);
+}
+
 // Keys and values share the bytes of a token so that the two lose the least share of their variance in all: the KL
 // divergence grows with both alike.
 CodecChoice::TransformChoice CodecChoice::choose_transform(const LayerGeometry& geometry,
@@ -302,7 +310,8 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         LayerCodecs codecs;
         codecs.v_mean = trained ? trained->v.mean : facts.v_origin.bias;
         codecs.rope = Rope(rope, g.dim_k);
-        const bool before_rope = options_.codec == Options::CodecChoice::kTransform;
+        const bool before_rope = options_.codec == Options::CodecChoice::kTransform ||
+                                 (!opaque && trained != nullptr && prefers_transform(g.dim_k, trained->k));
         if (before_rope) {
             codecs.k_plain_mean = trained->k.mean;
         } else if (has_k_mean) {

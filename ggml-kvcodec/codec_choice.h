@@ -27,12 +27,11 @@ struct LayerFacts {
 
 /// Chooses codecs layer by layer. Keeps what layers share (the artifact, RoPE tables).
 ///
-/// K and V each get the dictionary codec or the scalar codec. Asked to choose (codec=auto), it takes the scalar codec
-/// where the budget allows 2 bits an element and the dictionary below, where no scalar code fits: with the same mean
-/// removed, the scalar codec is ahead at equal rate (docs/results). Means come from the artifact; without one, from the
-/// model's own bias.
-///
-/// codec=transform codes keys along the artifact's principal components and values by the scalar codec.
+/// K and V each get the dictionary codec or the scalar codec, or together the transform: keys along the artifact's
+/// principal components, values scalar. Asked to choose (codec=auto), it takes the scalar codec where the budget allows
+/// 3 bits an element and the transform below; where the artifact has no principal components, the scalar codec down to
+/// 2 bits and then the dictionary: that is the order of fidelity at equal rate, with the same mean removed
+/// (docs/results). Means come from the artifact; without one, from the model's own bias.
 ///
 /// The baselines (codec=token|kivi|turboquant|zipcache) stand outside of this: no means, no artifact, and a budget for
 /// zipcache only. Layers share them.
@@ -74,6 +73,7 @@ class CodecChoice {
         std::vector<std::shared_ptr<const Codec>> k_heads;
         uint32_t v_bits = 2;
     };
+    bool prefers_transform(size_t dim_k, const SideArtifact& trained) const;
     TransformChoice choose_transform(const LayerGeometry& geometry, const SideArtifact& trained) const;
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);

@@ -14,7 +14,7 @@ namespace kvcodec {
 /// Each field names its key.
 struct Options {
     enum class CodecChoice : uint8_t {
-        kAuto,        ///< scalar from 2 bits an element on, below that the artifact's dictionary
+        kAuto,        ///< scalar from 3 bits an element on, below that what the artifact is best at
         kDictionary,  ///< needs an artifact
         kScalar,      ///< needs no artifact, but uses the means of one
         kTransform,   ///< keys by the artifact's principal components, values scalar

@@ -104,6 +104,7 @@ TEST(OptionsTest, RoundTrips) {
                              "codec=snapkv,sinks=4",
                              "codec=none,log=quiet,release=off,prefill=exact,measure=error",
                              "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published",
+                             "artifact=/x.gguf,codec=transform,budget=12.5%",
                              "codec=token",
                              "codec=kivi,bits_v=4",
                              "codec=turboquant,bits_k=3,bits_v=2",

@@ -224,6 +224,23 @@ class Eval(unittest.TestCase):
             self.assertLess(cache["kld"], 0.7 if name.startswith("zipcache") else 0.3, name)  # it has 20 %
             self.assertGreater(cache["kld"], 0.001, name)
 
+    def test_transform_beats_what_it_replaces(self):
+        """Keys before RoPE: at equal bytes ahead of the scalar codec, and taken by itself where 3 bits do not fit."""
+        path = fresh("eval-transform.json")
+        chosen, transform, larger = "13.4%", "codec=transform:budget=13.4%", "codec=transform:budget=26%"
+        scalar = "codec=scalar:bits=2"
+        caches = ",".join(f"kvcodec:{name}:sinks=4" for name in (chosen, transform, larger, scalar))
+        result = evaluate(
+            "-a", host.small_artifact(), "--text", host.document_file(40_000), "--ctx-size", 1024, "--chunks", 1,
+            "--together", 4, "--cache", caches, json_file=path,
+        )  # fmt: skip
+        self.assertEqual(result.code, 0, result)
+        found = {name: results(path)[f"kvcodec:{name}:sinks=4"] for name in (chosen, transform, larger, scalar)}
+        self.assertLessEqual(found[transform]["rate"], found[scalar]["rate"] + 1e-9)
+        self.assertLess(found[transform]["kld"], 0.8 * found[scalar]["kld"])
+        self.assertEqual(found[chosen]["kld"], found[transform]["kld"])
+        self.assertLess(found[larger]["kld"], 0.1 * found[scalar]["kld"])
+
     def test_finished_results_are_kept(self):
         path, page, curve = fresh("eval-resume.json"), fresh("eval.html"), fresh("eval.svg")
         arguments = ["--text", host.document_file(40_000), "--ctx-size", N_CTX, "--chunks", 1]

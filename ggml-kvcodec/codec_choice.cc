@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <limits>
 #include <numeric>
 #include <span>
 
@@ -72,6 +73,18 @@ double transform_loss(const SideArtifact& trained, size_t n_heads, size_t code_b
         total += energy;
     }
     return total == 0 ? 0 : lost / total;
+}
+
+std::vector<std::shared_ptr<const Codec>> transforms(const SideArtifact& trained, size_t n_heads, size_t code_bytes,
+                                                     bool before_rope) {
+    std::vector<std::shared_ptr<const Codec>> heads;
+    for (size_t head = 0; head < n_heads; ++head) {
+        std::vector<float> basis;
+        std::ranges::transform(part_of(trained.basis, head, n_heads), std::back_inserter(basis), half_to_float);
+        heads.push_back(std::make_shared<const TransformCodec>(basis, part_of(trained.variance, head, n_heads),
+                                                               code_bytes, before_rope));
+    }
+    return heads;
 }
 
 bool has_nonzero(const std::vector<float>& values) {
@@ -211,44 +224,59 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
 
 // Whether codec=auto takes the transform: where 3 bits do not fit. With 3 bits the scalar codec is close behind, and
 // faster: it needs no rebuilt keys.
-bool CodecChoice::prefers_transform(size_t dim_k, const SideArtifact& trained) const {
+bool CodecChoice::prefers_transform(const LayerArtifact& trained) const {
     const bool asked = options_.s_k || options_.s_v || options_.bits_k || options_.bits_v;
-    return options_.codec == Options::CodecChoice::kAuto && !asked && !trained.basis.empty() &&
-           !fits(ScalarCodec(dim_k, 3).code_bytes(), budget_, dim_k);
+    return options_.codec == Options::CodecChoice::kAuto && !asked && !trained.k.basis.empty() &&
+           !trained.v.basis.empty() && !fits(ScalarCodec(trained.k.dim, 3).code_bytes(), budget_, trained.k.dim);
 }
 
 // Keys and values share the bytes of a token so that the two lose the least share of their variance in all: the KL
-// divergence grows with both alike.
+// divergence grows with both alike. Values stay scalar, which is quicker, unless the transform loses clearly less: it
+// does where a budget falls between whole bits, and below 2 bits.
 CodecChoice::TransformChoice CodecChoice::choose_transform(const LayerGeometry& geometry,
-                                                           const SideArtifact& trained) const {
-    const size_t n_heads = geometry.n_head_kv;
-    const double bytes = budget_ * static_cast<double>((geometry.dim_k + geometry.dim_v) * sizeof(uint16_t)) + 1e-9;
-    const size_t most = TransformCodec::max_code_bytes(geometry.dim_k);
-    std::optional<double> least;
-    size_t k_bytes = 2;
-    TransformChoice best;
+                                                           const LayerArtifact& trained) const {
+    constexpr double kClearly = 0.9;
+    constexpr size_t kFewest = 2;
+    const size_t n_heads = trained.n_head_kv;
+    const size_t most_k = TransformCodec::max_code_bytes(geometry.dim_k);
+    const size_t most_v = TransformCodec::max_code_bytes(geometry.dim_v);
+    const size_t bytes = std::max(
+        2 * kFewest, static_cast<size_t>(budget_ * static_cast<double>((geometry.dim_k + geometry.dim_v) * 2) + 1e-9));
+    struct Split {
+        double loss = std::numeric_limits<double>::infinity();
+        size_t k = kFewest;
+        size_t v = kFewest;
+        std::optional<uint32_t> v_bits = std::nullopt;  // of the scalar codec
+    };
+    Split best;
+    Split best_scalar;
+    const auto k_bytes = [&](size_t left) {
+        return std::min(most_k, options_.bits_k ? geometry.dim_k * *options_.bits_k / 8 + 1 : std::max(left, kFewest));
+    };
     for (const uint32_t bits : kScalarBits) {
-        const double left = bytes - static_cast<double>(ScalarCodec(geometry.dim_v, bits).code_bytes());
-        if ((options_.bits_v && bits != *options_.bits_v) || (left < 2 && bits != options_.bits_v.value_or(2))) {
-            continue;
-        }
-        const size_t candidate =
-            options_.bits_k ? geometry.dim_k * *options_.bits_k / 8 + 1 : static_cast<size_t>(std::max(left, 2.0));
-        const size_t code_bytes = std::min(candidate, most);
-        const double loss = transform_loss(trained, n_heads, code_bytes) + scalar_loss(bits);
-        if (!least || loss < *least) {
-            least = loss;
-            k_bytes = code_bytes;
-            best.v_bits = bits;
+        const size_t v = ScalarCodec(geometry.dim_v, bits).code_bytes();
+        if (options_.bits_v ? bits == *options_.bits_v : v + kFewest <= bytes) {
+            const size_t k = k_bytes(bytes - std::min(bytes, v));
+            const double loss = transform_loss(trained.k, n_heads, k) + scalar_loss(bits);
+            if (loss < best_scalar.loss) {
+                best_scalar = {loss, k, v, bits};
+            }
         }
     }
-    for (size_t head = 0; head < n_heads; ++head) {
-        std::vector<float> basis;
-        std::ranges::transform(part_of(trained.basis, head, n_heads), std::back_inserter(basis), half_to_float);
-        best.k_heads.push_back(
-            std::make_shared<const TransformCodec>(basis, part_of(trained.variance, head, n_heads), k_bytes));
+    for (size_t v = kFewest; !options_.bits_v && v <= std::min(most_v, bytes - kFewest); ++v) {
+        const size_t k = k_bytes(bytes - v);
+        const double loss = transform_loss(trained.k, n_heads, k) + transform_loss(trained.v, n_heads, v);
+        if (loss < best.loss) {
+            best = {loss, k, v};
+        }
     }
-    return best;
+    if (best_scalar.v_bits && best.loss >= kClearly * best_scalar.loss) {
+        best = best_scalar;
+    }
+    return {transforms(trained.k, n_heads, best.k, true),
+            best.v_bits ? std::vector<std::shared_ptr<const Codec>>{std::make_shared<const ScalarCodec>(geometry.dim_v,
+                                                                                                        *best.v_bits)}
+                        : transforms(trained.v, n_heads, best.v, false)};
 }
 
 std::optional<EvictionSettings> CodecChoice::eviction(size_t layer, size_t n_layers) const {
@@ -301,8 +329,8 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         if (opaque) {
             return {{}, "its keys go through a RoPE of a kind that kvcodec does not know"};
         }
-        if (trained->k.basis.empty()) {
-            return {{}, "the artifact has no directions of keys; make a new one with `kvcodec train`"};
+        if (trained->k.basis.empty() || trained->v.basis.empty()) {
+            return {{}, "the artifact has no principal directions; make a new one with `kvcodec train`"};
         }
     }
     try {
@@ -311,7 +339,7 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         codecs.v_mean = trained ? trained->v.mean : facts.v_origin.bias;
         codecs.rope = Rope(rope, g.dim_k);
         const bool before_rope = options_.codec == Options::CodecChoice::kTransform ||
-                                 (!opaque && trained != nullptr && prefers_transform(g.dim_k, trained->k));
+                                 (!opaque && trained != nullptr && prefers_transform(*trained));
         if (before_rope) {
             codecs.k_plain_mean = trained->k.mean;
         } else if (has_k_mean) {
@@ -319,10 +347,13 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
                 RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias, g.n_head_kv);
         }
         if (before_rope) {
-            const TransformChoice transform = choose_transform(g, trained->k);
-            codecs.k_heads = transform.k_heads;
+            TransformChoice transform = choose_transform(g, *trained);
+            codecs.k_heads = std::move(transform.k_heads);
             codecs.k = codecs.k_heads[0];
-            codecs.v = std::make_shared<const ScalarCodec>(g.dim_v, transform.v_bits);
+            codecs.v = transform.v_heads[0];
+            if (transform.v_heads.size() == g.n_head_kv) {
+                codecs.v_heads = std::move(transform.v_heads);
+            }
             codecs.rope_tables = codecs.rope.rotates() ? tables(codecs.rope) : nullptr;
         } else {
             const SideChoice k = choose_side(g.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k);
@@ -334,7 +365,8 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         }
         choice.trained = trained != nullptr;
         choice.fixed_bytes = std::max<size_t>(1, codecs.k_heads.size()) * codecs.k->fixed_bytes() +
-                             codecs.v->fixed_bytes() + codecs.k_mean.bytes() +
+                             std::max<size_t>(1, codecs.v_heads.size()) * codecs.v->fixed_bytes() +
+                             codecs.k_mean.bytes() +
                              (codecs.k_plain_mean.size() + codecs.v_mean.size()) * sizeof(float);
         choice.codecs = std::move(codecs);
         return choice;

@@ -27,11 +27,12 @@ struct LayerFacts {
 
 /// Chooses codecs layer by layer. Keeps what layers share (the artifact, RoPE tables).
 ///
-/// K and V each get the dictionary codec or the scalar codec, or together the transform: keys along the artifact's
-/// principal components, values scalar. Asked to choose (codec=auto), it takes the scalar codec where the budget allows
-/// 3 bits an element and the transform below; where the artifact has no principal components, the scalar codec down to
-/// 2 bits and then the dictionary: that is the order of fidelity at equal rate, with the same mean removed
-/// (docs/results). Means come from the artifact; without one, from the model's own bias.
+/// K and V each get the dictionary codec or the scalar codec, or together the transform: keys along
+/// the artifact's principal components, values too where that is clearly better. Asked to choose (codec=auto), it takes
+/// the scalar codec where the budget allows 3 bits an element and the transform below; where the artifact has no
+/// principal components, the scalar codec down to 2 bits and then the dictionary: that is the order of fidelity at
+/// equal rate, with the same mean removed (docs/results). Means come from the artifact; without one, from the model's
+/// own bias.
 ///
 /// The baselines (codec=token|kivi|turboquant|zipcache) stand outside of this: no means, no artifact, and a budget for
 /// zipcache only. Layers share them.
@@ -71,10 +72,10 @@ class CodecChoice {
                            std::optional<uint32_t> bits) const;
     struct TransformChoice {
         std::vector<std::shared_ptr<const Codec>> k_heads;
-        uint32_t v_bits = 2;
+        std::vector<std::shared_ptr<const Codec>> v_heads;  // or one for all
     };
-    bool prefers_transform(size_t dim_k, const SideArtifact& trained) const;
-    TransformChoice choose_transform(const LayerGeometry& geometry, const SideArtifact& trained) const;
+    bool prefers_transform(const LayerArtifact& trained) const;
+    TransformChoice choose_transform(const LayerGeometry& geometry, const LayerArtifact& trained) const;
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);
     Choice choose_baseline(const LayerGeometry& geometry);

@@ -106,9 +106,7 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
     job.side.mean = rows.mean();
     job.side.levels.assign(learned.levels.begin(), learned.levels.end());
     job.side.heldout_error = learned.heldout_error;
-    if (job.is_k) {
-        find_directions(rows, job.side);
-    }
+    find_directions(rows, job.side);
     rows.clear();
 }
 

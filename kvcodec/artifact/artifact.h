@@ -22,8 +22,8 @@ struct SideArtifact {
     std::vector<float> levels;    ///< [kLevels] ascending magnitudes in (0, 1]: codebook of the 4-bit coefficients
     /// sqrt(sum ||x - x̂||² / sum ||x||²) over held-out rows, mean removed, at the training sparsity.
     float heldout_error = 0.0F;
-    /// Of K [n_head_kv, dim, dim] IEEE half precision: row j of a head is its j-th principal direction before RoPE,
-    /// unit L2 norm, orthogonal to the others. Empty: none, as in V and in older artifacts.
+    /// [n_head_kv, dim, dim] IEEE half precision: row j of a head is its j-th principal direction (of K: before RoPE),
+    /// unit L2 norm, orthogonal to the others. Empty: none, as in older artifacts.
     std::vector<uint16_t> basis;
     /// [n_head_kv, dim] of the rows along them without the mean: descending, finite, >= 0. Empty with basis.
     std::vector<float> variance;

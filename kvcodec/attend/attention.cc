@@ -204,7 +204,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         team.barrier();
         const auto [table_begin, table_end] = slice(space_k, 16);
         for (size_t head = 0; head < n_heads && table_begin < table_end; ++head) {
-            codecs.k->prepare(heads[head].q, lanes, table_begin, table_end, heads[head].table);
+            codecs.k_of(head).prepare(heads[head].q, lanes, table_begin, table_end, heads[head].table);
         }
         clock.lap(AttentionTimes::kTables);
         team.barrier();
@@ -247,7 +247,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     gemm_scores(rows_memory, coded.size(), geometry.dim_k, heads[head].transposed, lanes, s);
                     clock.lap(AttentionTimes::kScore);
                 } else if (!coded.empty()) {
-                    codecs.k->score(heads[head].table, lanes, store.codes(Side::kK, block, head), coded, s);
+                    codecs.k_of(head).score(heads[head].table, lanes, store.codes(Side::kK, block, head), coded, s);
                     if (has_k_mean) {
                         std::array<int32_t, kBlock> position;
                         for (size_t i = 0; i < coded.size(); ++i) {
@@ -274,7 +274,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 }
                 clock.lap(AttentionTimes::kSoftmax);
                 if (!coded.empty()) {
-                    codecs.v->accumulate(s, lanes, store.codes(Side::kV, block, head), coded, partial.acc);
+                    codecs.v_of(head).accumulate(s, lanes, store.codes(Side::kV, block, head), coded, partial.acc);
                     add_weights(s, coded.size(), lanes, partial.running.coded);
                     clock.lap(AttentionTimes::kAccumulate);
                 }
@@ -346,7 +346,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     out[lane * geometry.dim_v + i] = total->dense[i * lanes + lane] + coded * mean;
                 }
             }
-            codecs.v->finish(total->acc, lanes, dim_begin, dim_end, out);
+            codecs.v_of(head).finish(total->acc, lanes, dim_begin, dim_end, out);
             for (size_t lane = 0; lane < lane_set.count(); ++lane) {
                 float* to = lane_set.out(call, lane);
                 for (size_t i = dim_begin; i < dim_end; ++i) {

@@ -70,14 +70,14 @@ std::shared_ptr<const Codec> baseline_codec(Side side, size_t dim, std::mt19937&
 }
 
 /// With the axes as directions, of less and less variance.
-std::shared_ptr<const Codec> transform_codec(size_t dim, size_t code_bytes, float decay) {
+std::shared_ptr<const Codec> transform_codec(size_t dim, size_t code_bytes, float decay, bool before_rope) {
     std::vector<float> basis(dim * dim);
     std::vector<float> variance(dim);
     for (size_t i = 0; i < dim; ++i) {
         basis[i * dim + i] = 1.0F;
         variance[i] = std::pow(decay, static_cast<float>(i));
     }
-    return std::make_shared<TransformCodec>(basis, variance, code_bytes);
+    return std::make_shared<TransformCodec>(basis, variance, code_bytes, before_rope);
 }
 
 enum class Masking : uint8_t { kNone, kCausal, kRandom, kHoles };
@@ -86,7 +86,7 @@ enum class Masking : uint8_t { kNone, kCausal, kRandom, kHoles };
 struct Features {
     bool dictionary = false;
     bool baseline = false;
-    bool transform = false;  // keys coded before RoPE
+    bool transform = false;  // codecs of their own for heads; keys coded before RoPE
     bool means = false;
     bool shifted = false;
     bool softcap = false;
@@ -199,8 +199,10 @@ class Case {
             const size_t code_bytes = shape_.dim_k / 4 + rng_() % (shape_.dim_k / 4);
             for (size_t head = 0; head < shape_.n_head_kv; ++head) {
                 const float decay = 1.0F - 0.02F * static_cast<float>(head + 1);
-                codecs.k_heads.push_back(transform_codec(shape_.dim_k, code_bytes, decay));
+                codecs.k_heads.push_back(transform_codec(shape_.dim_k, code_bytes, decay, true));
+                codecs.v_heads.push_back(transform_codec(shape_.dim_v, shape_.dim_v / 4, decay, false));
             }
+            codecs.v = codecs.v_heads[0];
             codecs.k = codecs.k_heads[0];
             codecs.rope_tables = std::make_shared<RopeTables>(rope_);
         }

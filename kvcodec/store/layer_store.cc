@@ -86,11 +86,16 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     if (!has_codecs()) {
         return;
     }
-    for (const auto& k : codecs_.k_heads) {
-        if (codecs_.k_heads.size() != geometry.n_head_kv || k->code_bytes() != codecs_.k->code_bytes()) {
-            throw Error("the codecs of a layer's heads differ in number or size");
+    const auto check = [&](const std::vector<std::shared_ptr<const Codec>>& heads, const Codec& first) {
+        for (const auto& codec : heads) {
+            if (heads.size() != geometry.n_head_kv || codec->code_bytes() != first.code_bytes() ||
+                codec->space() != first.space()) {
+                throw Error("the codecs of a layer's heads differ in number or size");
+            }
         }
-    }
+    };
+    check(codecs_.k_heads, *codecs_.k);
+    check(codecs_.v_heads, *codecs_.v);
     codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
     codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
 }

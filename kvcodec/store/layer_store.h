@@ -37,9 +37,12 @@ struct LayerCodecs {
     std::vector<float> v_mean;  ///< [n_head_kv, dim_v] or empty
     Rope rope;
     std::vector<std::shared_ptr<const Codec>> k_heads = {};   ///< [n_head_kv], the first is k; empty: k serves all
+    std::vector<std::shared_ptr<const Codec>> v_heads = {};   ///< the same for v
     std::shared_ptr<const RopeTables> rope_tables = nullptr;  ///< where k is before RoPE and there is any
     std::vector<float> k_plain_mean = {};                     ///< [n_head_kv, dim_k] before RoPE, instead of k_mean
 
+    const Codec& k_of(size_t head) const { return k_heads.empty() ? *k : *k_heads[head]; }
+    const Codec& v_of(size_t head) const { return v_heads.empty() ? *v : *v_heads[head]; }
     /// Whether codes of K cannot be made or read without positions.
     bool need_positions() const { return !k_mean.empty() || rope_tables != nullptr; }
 };
@@ -171,7 +174,7 @@ class LayerStore {
                      const uint8_t* salient);
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
     const Codec& codec(Side side, size_t head) const {
-        return side == Side::kK && !codecs_.k_heads.empty() ? *codecs_.k_heads[head] : codec(side);
+        return side == Side::kK ? codecs_.k_of(head) : codecs_.v_of(head);
     }
     const std::vector<float>& plain_mean(Side side) const {
         return side == Side::kK ? codecs_.k_plain_mean : codecs_.v_mean;

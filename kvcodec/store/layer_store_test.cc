@@ -465,7 +465,7 @@ TEST_F(LayerStoreTest, EachHeadOfKeysMayHaveACodecBeforeRope) {
         for (size_t i = 0; i < kDim; ++i) {
             basis[i * kDim + (i + head) % kDim] = 1.0F;
         }
-        codecs.k_heads.push_back(std::make_shared<TransformCodec>(basis, variance, 7));
+        codecs.k_heads.push_back(std::make_shared<TransformCodec>(basis, variance, 7, true));
     }
     codecs.k = codecs.k_heads[0];
     codecs.rope_tables = std::make_shared<RopeTables>(rope_);

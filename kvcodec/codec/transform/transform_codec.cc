@@ -1,6 +1,7 @@
 #include "kvcodec/codec/transform/transform_codec.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <numbers>
@@ -216,6 +217,25 @@ HWY_INLINE void synthesise_columns(D d, const TransformFormat& format, const int
     }
 }
 
+/// y [rows, n_active]: levels times scales, for at most kChunk rows.
+void unpack_rows(const TransformFormat& format, const uint8_t* codes, std::span<const uint16_t> rows,
+                 float* HWY_RESTRICT y) {
+    const hn::CappedTag<float, 8> d;
+    const hn::Rebind<int16_t, decltype(d)> shorts;
+    const hn::Rebind<int32_t, decltype(d)> integers;
+    HWY_ALIGN int16_t levels[kMaxDim];
+    for (const uint16_t row : rows) {
+        const uint8_t* code = codes + row * format.code_bytes;
+        unpack_levels(format, code, levels);
+        const auto scale = hn::Set(d, format.scales[code[format.code_bytes - 1]]);
+        for (size_t i = 0; i < format.n_active; i += hn::Lanes(d)) {
+            const auto level = hn::PromoteTo(integers, hn::LoadU(shorts, levels + i));
+            hn::StoreU(hn::Mul(scale, hn::ConvertTo(d, level)), d, y + i);
+        }
+        y += format.n_active;
+    }
+}
+
 /// n <= kChunk rows.
 void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, float* x) {
     HWY_ALIGN int16_t levels[kChunk * kMaxDim];
@@ -245,6 +265,7 @@ namespace kvcodec {
 namespace {
 
 HWY_EXPORT(decode_rows);
+HWY_EXPORT(unpack_rows);
 
 constexpr int kStepsPerOctave = 12;
 /// Scale byte of a vector whose components have just their deviations.
@@ -317,13 +338,24 @@ size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
     return best;
 }
 
-[[noreturn]] void refuse() {
-    throw Error("the transform codec has no code space; decode its rows");
+/// Rows [begin, end) of the synthesis transposed [dim, n_active], in floats: made when it is needed, because it would
+/// take twice the memory.
+std::vector<float> expansion(const TransformFormat& format, size_t begin, size_t end) {
+    std::vector<float> matrix((end - begin) * format.n_active);
+    for (size_t j = 0; j < format.n_active; ++j) {
+        for (size_t i = begin; i < end; ++i) {
+            matrix[(i - begin) * format.n_active + j] =
+                format.synthesis_unit * static_cast<float>(format.synthesis[(j / 2 * format.dim + i) * 2 + j % 2]);
+        }
+    }
+    return matrix;
 }
 
 }  // namespace
 
-TransformCodec::TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes) {
+TransformCodec::TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes,
+                               bool before_rope)
+    : before_rope_(before_rope) {
     const size_t dim = variance.size();
     if (dim == 0 || dim % 16 != 0 || dim > TransformFormat::kMaxDim || basis.size() != dim * dim) {
         throw Error("the transform codec needs a head size that is a multiple of 16 up to " +
@@ -341,18 +373,44 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
             static_cast<size_t>(std::ranges::count_if(format_.bits, [&](uint8_t bits) { return bits > plane; }));
     }
     format_.n_active = kGroup * format_.plane_bytes[0];
-    format_.analysis.resize(dim * format_.n_active);
     std::vector<float> synthesis(format_.n_active * dim);  // [n_active / 2, dim, 2]
+    std::vector<float> analysis(dim * format_.n_active);
     // Components without any variance get a deviation that never overflows a quotient.
     const float least = 1e-6F * std::max(variance[0], 1e-20F);
-    for (size_t j = 0; j < format_.n_active; ++j) {
-        format_.energy.push_back(std::max(variance[j], least));
-        const float deviation = std::sqrt(format_.energy[j]);
-        const float unit = quantisers()[format_.bits[j / kGroup]].unit;
-        for (size_t i = 0; i < dim; ++i) {
-            format_.analysis[i * format_.n_active + j] = basis[j * dim + i] / deviation;
-            synthesis[(j / 2 * dim + i) * 2 + j % 2] = basis[j * dim + i] * deviation * unit;
+    for (size_t begin = 0, size = 0; begin < format_.n_active; begin += size) {
+        const uint8_t bits = format_.bits[begin / kGroup];
+        const auto equal = std::ranges::count(format_.bits, bits);
+        const auto first = std::ranges::find(format_.bits, bits) - format_.bits.begin();
+        size = std::bit_floor(kGroup * static_cast<size_t>(first + equal) - begin);
+        const float unit = quantisers()[bits].unit;
+        float energy = 0.0F;
+        for (size_t k = begin; k < begin + size; ++k) {
+            energy += std::max(variance[k], least) / static_cast<float>(size);
         }
+        format_.energy.insert(format_.energy.end(), size, energy);
+        const float length = 1.0F / std::sqrt(static_cast<float>(size));
+        for (size_t j = begin; j < begin + size; ++j) {
+            for (size_t k = begin; k < begin + size; ++k) {
+                const float factor = std::popcount((j - begin) & (k - begin)) % 2 == 0 ? length : -length;
+                const float deviation = std::sqrt(std::max(variance[k], least));
+                for (size_t i = 0; i < dim; ++i) {
+                    const float element = factor * basis[k * dim + i];
+                    synthesis[(j / 2 * dim + i) * 2 + j % 2] += element * deviation * unit;
+                    analysis[i * format_.n_active + j] += element / deviation;
+                }
+            }
+        }
+    }
+    for (size_t j = 0; j < format_.n_active; ++j) {
+        float largest = 1e-30F;
+        for (size_t i = 0; i < dim; ++i) {
+            largest = std::max(largest, std::abs(analysis[i * format_.n_active + j]));
+        }
+        format_.analysis_unit.push_back(largest / 32767.0F);
+    }
+    for (size_t i = 0; i < analysis.size(); ++i) {
+        format_.analysis.push_back(
+            static_cast<int16_t>(std::lround(analysis[i] / format_.analysis_unit[i % format_.n_active])));
     }
     // Sums of kMaxDim products with levels stay below 2^31.
     constexpr float kLargest = 16383.0F;
@@ -386,17 +444,22 @@ std::string TransformCodec::describe() const {
 }
 
 size_t TransformCodec::fixed_bytes() const {
-    return sizeof(format_) + format_.bits.size() + sizeof(int16_t) * format_.synthesis.size() +
-           sizeof(float) * (format_.analysis.size() + format_.energy.size());
+    return sizeof(format_) + format_.bits.size() +
+           sizeof(int16_t) * (format_.synthesis.size() + format_.analysis.size()) +
+           sizeof(float) * (format_.analysis_unit.size() + format_.energy.size());
 }
 
 void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
+    std::vector<float> analysis(format_.analysis.size());
+    for (size_t i = 0; i < analysis.size(); ++i) {
+        analysis[i] = static_cast<float>(format_.analysis[i]) * format_.analysis_unit[i % format_.n_active];
+    }
     std::vector<float> y(kChunk * format_.n_active);
     std::array<uint8_t, kMaxDim> index;
     std::memset(codes, 0, n * format_.code_bytes);
     for (size_t first = 0; first < n; first += kChunk) {
         const size_t size = std::min(kChunk, n - first);
-        gemm_scores(x + first * format_.dim, size, format_.dim, format_.analysis.data(), format_.n_active, y.data());
+        gemm_scores(x + first * format_.dim, size, format_.dim, analysis.data(), format_.n_active, y.data());
         for (size_t i = 0; i < size; ++i) {
             auto* code = reinterpret_cast<uint8_t*>(codes + (first + i) * format_.code_bytes);
             if (const size_t scale = quantise(format_, &y[i * format_.n_active], index.data()); scale != 0) {
@@ -415,24 +478,48 @@ void TransformCodec::decode(const std::byte* codes, size_t first, size_t n, floa
     }
 }
 
-void TransformCodec::prepare(const float* /*q*/, size_t /*lanes*/, size_t /*begin*/, size_t /*end*/,
-                             float* /*table*/) const {
-    refuse();
+void TransformCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
+    const std::vector<float> matrix = expansion(format_, 0, format_.dim);
+    for (size_t j = begin; j < end; ++j) {
+        float* row = table + j * lanes;
+        std::fill_n(row, lanes, 0.0F);
+        for (size_t i = 0; j < format_.n_active && i < format_.dim; ++i) {
+            for (size_t lane = 0; lane < lanes; ++lane) {
+                row[lane] += matrix[i * format_.n_active + j] * q[lane * format_.dim + i];
+            }
+        }
+    }
 }
 
-void TransformCodec::score(const float* /*table*/, size_t /*lanes*/, const std::byte* /*codes*/,
-                           std::span<const uint16_t> /*rows*/, float* /*s*/) const {
-    refuse();
+void TransformCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                           float* s) const {
+    alignas(64) std::array<float, kChunk * kMaxDim> y;
+    for (size_t begin = 0; begin < rows.size(); begin += kChunk, s += kChunk * lanes) {
+        const auto chunk = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
+        HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, reinterpret_cast<const uint8_t*>(codes), chunk, y.data());
+        gemm_scores(y.data(), chunk.size(), format_.n_active, table, lanes, s);
+    }
 }
 
-void TransformCodec::accumulate(const float* /*p*/, size_t /*lanes*/, const std::byte* /*codes*/,
-                                std::span<const uint16_t> /*rows*/, float* /*acc*/) const {
-    refuse();
+void TransformCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                                float* acc) const {
+    alignas(64) std::array<float, kChunk * kMaxDim> y;
+    for (size_t begin = 0; begin < rows.size(); begin += kChunk, p += kChunk * lanes) {
+        const auto chunk = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
+        HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, reinterpret_cast<const uint8_t*>(codes), chunk, y.data());
+        gemm_values(y.data(), chunk.size(), format_.n_active, p, lanes, acc);
+    }
 }
 
-void TransformCodec::finish(const float* /*acc*/, size_t /*lanes*/, size_t /*begin*/, size_t /*end*/,
-                            float* /*out*/) const {
-    refuse();
+void TransformCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
+    const std::vector<float> matrix = expansion(format_, begin, end);
+    std::vector<float> expanded((end - begin) * lanes);
+    gemm_scores(matrix.data(), end - begin, format_.n_active, acc, lanes, expanded.data());
+    for (size_t i = begin; i < end; ++i) {
+        for (size_t lane = 0; lane < lanes; ++lane) {
+            out[lane * format_.dim + i] += expanded[(i - begin) * lanes + lane];
+        }
+    }
 }
 
 }  // namespace kvcodec

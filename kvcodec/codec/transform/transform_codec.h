@@ -1,4 +1,4 @@
-// Transform coding of one head's keys: principal components before RoPE, bits where the variance is.
+// Transform coding of one head: principal components (of keys before RoPE), bits where the variance is.
 #pragma once
 
 #include <array>
@@ -12,7 +12,10 @@
 
 namespace kvcodec {
 
-/// What a code means: x = sum over j of scale * deviation_j * level_j * basis_j.
+/// What a code means: x = sum over j of scale * level_j * row_j of the synthesis. Row j is a mixture of principal
+/// components times their deviations: components with equal bits are turned by a Hadamard matrix, in blocks of powers
+/// of two, which loses nothing of the variance's order and makes what is quantised Gaussian, whatever the components
+/// are.
 ///
 /// Components are in order of variance and share bits in groups of kGroup, never more than the group before. A code is
 /// one plane of bits after the other, low bits first: plane p has bit p of the indices of all groups with more than p
@@ -27,24 +30,26 @@ struct TransformFormat {
     size_t n_active = 0;  ///< components with any bits
     size_t code_bytes = 0;
     std::array<size_t, kMaxBits> plane_bytes{};
-    std::vector<uint8_t> bits;        ///< [dim / kGroup]
-    std::vector<float> analysis;      ///< [dim, n_active]: component j of x is x . column j, in deviations
-    std::vector<int16_t> synthesis;   ///< [n_active / 2, dim, 2]: deviation_j * basis_j of components 2i and 2i + 1
-    float synthesis_unit = 0.0F;      ///< of its integers
-    std::vector<float> energy;        ///< [n_active]: deviation_j^2
-    std::array<float, 256> scales{};  ///< by scale byte; 0 for byte 0
+    std::vector<uint8_t> bits;         ///< [dim / kGroup]
+    std::vector<int16_t> synthesis;    ///< [n_active / 2, dim, 2]: rows 2i and 2i + 1 side by side
+    float synthesis_unit = 0.0F;       ///< of its integers, for levels as 8-bit integers
+    std::vector<int16_t> analysis;     ///< [dim, n_active]: column j turns x into row j's share, in deviations
+    std::vector<float> analysis_unit;  ///< [n_active], of its integers
+    std::vector<float> energy;         ///< [n_active]: of the share, mean of its block
+    std::array<float, 256> scales{};   ///< by scale byte; 0 for byte 0
 };
 
 /// The bits are those that a greedy search finds to lose least of the variance (reverse water-filling, in groups).
 ///
 /// The scale is the one of a logarithmic grid (12 steps an octave around 1) with the least error among those near the
-/// vector's own. Zero vectors, and vectors whose energy is not finite in float, decode to exactly zero. There is no
-/// code space: RoPE stands between codes and queries.
+/// vector's own. Zero vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code space is
+/// the levels times the scale, space() == dim() for every head whatever its active components; there is none for keys
+/// before RoPE.
 class TransformCodec final : public Codec {
   public:
     /// basis: [dim, dim], row j = direction j, orthonormal, in descending order of variance [dim]. dim: a multiple of
     /// 16, at most TransformFormat::kMaxDim. code_bytes: 2 to max_code_bytes(dim).
-    TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes);
+    TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes, bool before_rope);
 
     static size_t max_code_bytes(size_t dim) { return dim / TransformFormat::kGroup * TransformFormat::kMaxBits + 1; }
     /// Share of the variance that codes of this size lose where components are Gaussian.
@@ -56,9 +61,9 @@ class TransformCodec final : public Codec {
     size_t dim() const override { return format_.dim; }
     size_t code_bytes() const override { return format_.code_bytes; }
     size_t fixed_bytes() const override;
-    bool before_rope() const override { return true; }
-    size_t space() const override { return 0; }
-    size_t nonzeros() const override { return format_.n_active; }
+    bool before_rope() const override { return before_rope_; }
+    size_t space() const override { return before_rope_ ? 0 : format_.dim; }
+    size_t nonzeros() const override { return space(); }
 
     void encode(const float* x, size_t n, std::byte* codes) const override;
     void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
@@ -71,6 +76,7 @@ class TransformCodec final : public Codec {
 
   private:
     TransformFormat format_;
+    bool before_rope_;
 };
 
 }  // namespace kvcodec

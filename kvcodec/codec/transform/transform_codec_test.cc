@@ -107,6 +107,7 @@ std::vector<double> published_levels(unsigned bits) {
 std::vector<double> reference_row(const TransformFormat& format, const Source& source, const uint8_t* code) {
     std::vector<double> x(format.dim, 0.0);
     const double scale = std::exp2((code[format.code_bytes - 1] - 128) / 12.0);
+    std::vector<double> level;
     for (size_t j = 0; j < format.n_active; ++j) {
         const unsigned bits = format.bits[j / kGroup];
         unsigned index = 0;
@@ -117,9 +118,34 @@ std::vector<double> reference_row(const TransformFormat& format, const Source& s
         }
         const std::vector<double> positive = published_levels(bits);
         const unsigned half = 1U << (bits - 1);
-        const double level = index >= half ? positive[index - half] : -positive[half - 1 - index];
-        for (size_t i = 0; i < format.dim; ++i) {
-            x[i] += scale * level * std::sqrt(double{source.variance[j]}) * double{source.basis[j * format.dim + i]};
+        level.push_back(index >= half ? positive[index - half] : -positive[half - 1 - index]);
+    }
+    // Blocks of powers of two, the largest first, within runs of equal bits.
+    for (size_t begin = 0, size = 0; begin < format.n_active; begin += size) {
+        size_t run = kGroup;
+        while (begin + run < format.n_active && format.bits[(begin + run) / kGroup] == format.bits[begin / kGroup]) {
+            run += kGroup;
+        }
+        for (size = kGroup; 2 * size <= run;) {
+            size *= 2;
+        }
+        std::vector<double> block(level.begin() + static_cast<std::ptrdiff_t>(begin),
+                                  level.begin() + static_cast<std::ptrdiff_t>(begin + size));
+        for (size_t half = 1; half < size; half *= 2) {  // Walsh-Hadamard
+            for (size_t k = 0; k < size; ++k) {
+                if ((k & half) == 0) {
+                    const double a = block[k], b = block[k + half];
+                    block[k] = (a + b) / std::sqrt(2.0);
+                    block[k + half] = (a - b) / std::sqrt(2.0);
+                }
+            }
+        }
+        for (size_t k = 0; k < size; ++k) {
+            const size_t component = begin + k;
+            for (size_t i = 0; i < format.dim; ++i) {
+                x[i] += scale * block[k] * std::sqrt(double{source.variance[component]}) *
+                        double{source.basis[component * format.dim + i]};
+            }
         }
     }
     return x;
@@ -137,7 +163,7 @@ TEST_P(TransformCodecTest, BytesMeanWhatTheHeaderSays) {
         hwy::SetSupportedTargetsForTest(target);
         for (const size_t code_bytes : {size_t{2}, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1, dim * 7 / 16 + 2}) {
             SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
-            const TransformCodec codec(source.basis, source.variance, code_bytes);
+            const TransformCodec codec(source.basis, source.variance, code_bytes, true);
             if (*std::ranges::max_element(codec.format().bits) > 4) {
                 continue;
             }
@@ -163,7 +189,7 @@ TEST_P(TransformCodecTest, TargetsAgreeAndPartsAreThoseOfTheWhole) {
     const size_t n = 67;
     const std::vector<float> x = source.draw(n);
     for (size_t code_bytes = 2; code_bytes <= TransformCodec::max_code_bytes(dim); code_bytes += 5) {
-        const TransformCodec codec(source.basis, source.variance, code_bytes);
+        const TransformCodec codec(source.basis, source.variance, code_bytes, true);
         std::vector<float> first;
         for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
             SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
@@ -189,7 +215,7 @@ TEST_P(TransformCodecTest, LosesWhatIsExpected) {
     double before = 1.0;
     for (const size_t code_bytes : {dim / 16 + 1, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1, dim / 2 + 1}) {
         SCOPED_TRACE(code_bytes);
-        const TransformCodec codec(source.basis, source.variance, code_bytes);
+        const TransformCodec codec(source.basis, source.variance, code_bytes, true);
         const double error = relative_error(x, decode(codec, encode(codec, x), 2000));
         const double expected = TransformCodec::expected_loss(source.variance, code_bytes);
         EXPECT_LT(error, before);
@@ -202,7 +228,7 @@ TEST_P(TransformCodecTest, LosesWhatIsExpected) {
 TEST_P(TransformCodecTest, AnySizeOfVector) {
     const size_t dim = GetParam();
     Source source(dim, 0.9, 11);
-    const TransformCodec codec(source.basis, source.variance, dim / 4 + 1);
+    const TransformCodec codec(source.basis, source.variance, dim / 4 + 1, true);
     const double usual = relative_error(source.draw(200), std::vector<float>(200 * dim));
     ASSERT_NEAR(usual, 1.0, 1e-6);
     for (const float factor : {2e-3F, 0.1F, 10.0F, 500.0F}) {
@@ -211,12 +237,62 @@ TEST_P(TransformCodecTest, AnySizeOfVector) {
     }
 }
 
+TEST_P(TransformCodecTest, CodeSpaceAgreesWithDecodedRows) {
+    const size_t dim = GetParam();
+    Source source(dim, 0.95, 13);
+    std::normal_distribution<float> normal;
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        hwy::SetSupportedTargetsForTest(target);
+        for (size_t round = 0; round < 6; ++round) {
+            const size_t lanes = 4 * (1 + source.rng() % 4);
+            const size_t code_bytes = 2 + source.rng() % (TransformCodec::max_code_bytes(dim) - 1);
+            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+            const TransformCodec codec(source.basis, source.variance, code_bytes, false);
+            ASSERT_EQ(codec.space(), dim);
+            const std::vector<float> x = source.draw(64);
+            const std::vector<std::byte> codes = encode(codec, x);
+            const std::vector<float> decoded = decode(codec, codes, 64);
+            std::vector<uint16_t> rows;
+            for (uint16_t row = 0; row < 64; ++row) {
+                if (source.rng() % 4 != 0 || row == 63) {
+                    rows.push_back(row);
+                }
+            }
+            std::vector<float> q(lanes * dim), p(rows.size() * lanes);
+            std::ranges::generate(q, [&] { return normal(source.rng); });
+            std::ranges::generate(p, [&] { return normal(source.rng); });
+            std::vector<float> table(dim * lanes), s(rows.size() * lanes), acc(dim * lanes), out(lanes * dim, 0.5F);
+            const size_t middle = dim / 32 * 16;
+            codec.prepare(q.data(), lanes, 0, middle, table.data());
+            codec.prepare(q.data(), lanes, middle, dim, table.data());
+            codec.score(table.data(), lanes, codes.data(), rows, s.data());
+            codec.accumulate(p.data(), lanes, codes.data(), rows, acc.data());
+            codec.finish(acc.data(), lanes, 0, middle, out.data());
+            codec.finish(acc.data(), lanes, middle, dim, out.data());
+            for (size_t lane = 0; lane < lanes; ++lane) {
+                std::vector<double> sum(dim, 0.5);
+                for (size_t i = 0; i < rows.size(); ++i) {
+                    const float* row = &decoded[rows[i] * dim];
+                    const double product = std::inner_product(row, row + dim, &q[lane * dim], 0.0);
+                    ASSERT_NEAR(s[i * lanes + lane], product, 2e-4 * (1 + std::abs(product)));
+                    for (size_t k = 0; k < dim; ++k) {
+                        sum[k] += double{p[i * lanes + lane]} * double{row[k]};
+                    }
+                }
+                for (size_t k = 0; k < dim; ++k) {
+                    ASSERT_NEAR(out[lane * dim + k], sum[k], 1e-3);
+                }
+            }
+        }
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(Sizes, TransformCodecTest, testing::Values(64, 80, 96, 128, 256));
 
 TEST(TransformCodec, BitsFollowVarianceAndFillTheCode) {
     Source source(64, 0.8, 1);
     for (size_t code_bytes = 2; code_bytes <= TransformCodec::max_code_bytes(64); ++code_bytes) {
-        const TransformCodec codec(source.basis, source.variance, code_bytes);
+        const TransformCodec codec(source.basis, source.variance, code_bytes, true);
         const std::vector<uint8_t>& bits = codec.format().bits;
         EXPECT_TRUE(std::ranges::is_sorted(bits, std::greater<>()));
         EXPECT_EQ(std::accumulate(bits.begin(), bits.end(), size_t{0}) + 1, code_bytes);
@@ -232,7 +308,7 @@ TEST(TransformCodec, FlatVarianceIsPlainScalarQuantisation) {
 
 TEST(TransformCodec, ZeroAndNonFiniteVectorsDecodeToZero) {
     Source source(64, 0.9, 4);
-    const TransformCodec codec(source.basis, source.variance, 17);
+    const TransformCodec codec(source.basis, source.variance, 17, true);
     std::vector<float> x = source.draw(4);
     std::fill_n(x.begin(), 64, 0.0F);
     x[64 + 5] = std::numeric_limits<float>::quiet_NaN();
@@ -246,24 +322,23 @@ TEST(TransformCodec, ComponentsWithoutVarianceAreHarmless) {
     Source source(64, 0.9, 6);
     std::fill(source.variance.begin() + 20, source.variance.end(), 0.0F);
     const std::vector<float> x = source.draw(50);
-    const TransformCodec codec(source.basis, source.variance, 40);
+    const TransformCodec codec(source.basis, source.variance, 40, true);
     EXPECT_LT(relative_error(x, decode(codec, encode(codec, x), 50)), 0.01);
     const std::vector<float> nothing(64, 0.0F);
-    const TransformCodec flat(source.basis, nothing, 17);
+    const TransformCodec flat(source.basis, nothing, 17, true);
     const std::vector<float> decoded = decode(flat, encode(flat, x), 50);
     EXPECT_TRUE(std::ranges::all_of(decoded, [](float v) { return std::isfinite(v); }));
 }
 
 TEST(TransformCodec, RefusesWhatItCannotDo) {
     Source source(64, 0.9, 8);
-    EXPECT_THROW(TransformCodec(source.basis, source.variance, 1), Error);
-    EXPECT_THROW(TransformCodec(source.basis, source.variance, 50), Error);
-    EXPECT_THROW(TransformCodec(std::span<const float>(source.basis).first(72 * 8), source.variance, 17), Error);
+    EXPECT_THROW(TransformCodec(source.basis, source.variance, 1, true), Error);
+    EXPECT_THROW(TransformCodec(source.basis, source.variance, 50, true), Error);
+    EXPECT_THROW(TransformCodec(std::span<const float>(source.basis).first(72 * 8), source.variance, 17, true), Error);
     const std::vector<float> odd(72);
-    EXPECT_THROW(TransformCodec(std::vector<float>(72 * 72), odd, 17), Error);
-    const TransformCodec codec(source.basis, source.variance, 17);
-    EXPECT_EQ(codec.space(), 0U);
-    EXPECT_THROW(codec.prepare(nullptr, 4, 0, 0, nullptr), Error);
+    EXPECT_THROW(TransformCodec(std::vector<float>(72 * 72), odd, 17, true), Error);
+    const TransformCodec codec(source.basis, source.variance, 17, true);
+    EXPECT_EQ(codec.space(), 0U);  // before RoPE
 }
 
 }  // namespace

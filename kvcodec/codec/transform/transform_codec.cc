@@ -375,8 +375,6 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
     format_.n_active = kGroup * format_.plane_bytes[0];
     std::vector<float> synthesis(format_.n_active * dim);  // [n_active / 2, dim, 2]
     std::vector<float> analysis(dim * format_.n_active);
-    // Components without any variance get a deviation that never overflows a quotient.
-    const float least = 1e-6F * std::max(variance[0], 1e-20F);
     for (size_t begin = 0, size = 0; begin < format_.n_active; begin += size) {
         const uint8_t bits = format_.bits[begin / kGroup];
         const auto equal = std::ranges::count(format_.bits, bits);
@@ -385,8 +383,11 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         const float unit = quantisers()[bits].unit;
         float energy = 0.0F;
         for (size_t k = begin; k < begin + size; ++k) {
-            energy += std::max(variance[k], least) / static_cast<float>(size);
+            energy += variance[k] / static_cast<float>(size);
         }
+        energy = std::max(energy, 1e-20F);
+        // No component may drown the others of its block when other data than the training's has more of it.
+        const float least = energy / 16.0F;
         format_.energy.insert(format_.energy.end(), size, energy);
         const float length = 1.0F / std::sqrt(static_cast<float>(size));
         for (size_t j = begin; j < begin + size; ++j) {

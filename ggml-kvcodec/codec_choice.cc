@@ -62,7 +62,7 @@ std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_head
     return std::span(all).subspan(head * all.size() / n_heads, all.size() / n_heads);
 }
 
-// Share of the variance of all heads that keys of this size lose.
+// Share of the variance of all heads that codes of this size lose.
 double transform_loss(const SideArtifact& trained, size_t n_heads, size_t code_bytes) {
     double lost = 0;
     double total = 0;
@@ -96,6 +96,7 @@ bool has_nonzero(const std::vector<float>& values) {
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
     if (!options.artifact.empty() && !off() && !options.is_baseline()) {
         artifact_ = read_artifact(options.artifact);
+        drop_unused(*artifact_);
     } else if (options.codec == Options::CodecChoice::kDictionary ||
                options.codec == Options::CodecChoice::kTransform) {
         throw Error(fmt::format("codec={} needs artifact=FILE; make one with `kvcodec train -m MODEL`",
@@ -121,6 +122,12 @@ size_t CodecChoice::shared_bytes() const {
     }
     for (const auto& [key, codec] : baselines_) {
         bytes += codec->fixed_bytes();
+    }
+    for (size_t i = 0; artifact_ && i < artifact_->layers.size(); ++i) {
+        for (const SideArtifact* side : {&artifact_->layers[i].k, &artifact_->layers[i].v}) {
+            bytes += (side->atoms.size() + side->basis.size()) * sizeof(uint16_t) +
+                     (side->mean.size() + side->variance.size()) * sizeof(float);
+        }
     }
     return bytes;
 }
@@ -202,15 +209,14 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
         return SideChoice{std::make_shared<const ScalarCodec>(dim, bits.value_or(scalar_bits(budget_, dim, fewest)))};
     };
     const bool only_scalar = options_.codec == Options::CodecChoice::kScalar;
-    const bool only_dictionary = options_.codec == Options::CodecChoice::kDictionary;
     if (trained == nullptr || only_scalar) {
         return scalar(trained == nullptr && !only_scalar ? kFewestBitsUntrained : kScalarBits.front());
     }
+    if (!may_take_dictionary(dim, s, bits)) {
+        return scalar(kScalarBits.front());
+    }
     if (s) {
         return dictionary(*trained, *s);
-    }
-    if (!only_dictionary && (bits || fits(ScalarCodec(dim, kScalarBits.front()).code_bytes(), budget_, dim))) {
-        return scalar(kScalarBits.front());
     }
     uint32_t largest = 1;
     for (uint32_t candidate = 1; candidate <= std::min<size_t>(kMaxSparsity, dim); ++candidate) {
@@ -222,19 +228,50 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
     return dictionary(*trained, largest);
 }
 
-// Whether codec=auto takes the transform: where 3 bits do not fit. With 3 bits the scalar codec is close behind, and
-// faster: it needs no rebuilt keys.
-bool CodecChoice::prefers_transform(const LayerArtifact& trained) const {
-    const bool asked = options_.s_k || options_.s_v || options_.bits_k || options_.bits_v;
-    return options_.codec == Options::CodecChoice::kAuto && !asked && !trained.k.basis.empty() &&
-           !trained.v.basis.empty() && !fits(ScalarCodec(trained.k.dim, 3).code_bytes(), budget_, trained.k.dim);
+// Whether this layer is coded by the transform: codec=auto takes it where 3 bits do not fit. With 3 bits the scalar
+// codec is close behind, and faster: it needs no rebuilt keys.
+bool CodecChoice::takes_transform(const LayerArtifact& trained) const {
+    const Options defaults;
+    const bool asked = options_.s_k || options_.s_v || options_.bits_k || options_.bits_v ||
+                       options_.relative_error != defaults.relative_error ||
+                       options_.coefficients != defaults.coefficients || options_.layout != defaults.layout;
+    const auto has_3_bits = [&](const SideArtifact& side) {
+        return side.dim % 16 == 0 && fits(side.dim * 3 / 8 + 1, budget_, side.dim);
+    };
+    return options_.codec == Options::CodecChoice::kTransform ||
+           (options_.codec == Options::CodecChoice::kAuto && !asked && !trained.k.variance.empty() &&
+            !trained.v.variance.empty() && !(has_3_bits(trained.k) && has_3_bits(trained.v)));
+}
+
+// Whether a side of a layer without transform may be coded by its dictionary.
+bool CodecChoice::may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const {
+    return options_.codec == Options::CodecChoice::kDictionary ||
+           (options_.codec == Options::CodecChoice::kAuto && (s || (!bits && !fits(dim / 4 + 1, budget_, dim))));
+}
+
+// What no codec of these options reads is not kept in memory.
+void CodecChoice::drop_unused(Artifact& artifact) const {
+    for (LayerArtifact& layer : artifact.layers) {
+        const bool transform = takes_transform(layer);
+        for (SideArtifact* side : {&layer.k, &layer.v}) {
+            const bool is_k = side == &layer.k;
+            if (!transform) {
+                side->basis = {};
+                side->variance = {};
+            }
+            if (transform || !may_take_dictionary(side->dim, is_k ? options_.s_k : options_.s_v,
+                                                  is_k ? options_.bits_k : options_.bits_v)) {
+                side->atoms = {};
+            }
+        }
+    }
 }
 
 // Keys and values share the bytes of a token so that the two lose the least share of their variance in all: the KL
 // divergence grows with both alike. Values stay scalar, which is quicker, unless the transform loses clearly less: it
 // does where a budget falls between whole bits, and below 2 bits.
-CodecChoice::TransformChoice CodecChoice::choose_transform(const LayerGeometry& geometry,
-                                                           const LayerArtifact& trained) const {
+CodecChoice::LayerChoice CodecChoice::choose_transform(const LayerGeometry& geometry, const LayerArtifact& trained,
+                                                       bool rotated) const {
     constexpr double kClearly = 0.9;
     constexpr size_t kFewest = 2;
     const size_t n_heads = trained.n_head_kv;
@@ -248,35 +285,68 @@ CodecChoice::TransformChoice CodecChoice::choose_transform(const LayerGeometry& 
         size_t v = kFewest;
         std::optional<uint32_t> v_bits = std::nullopt;  // of the scalar codec
     };
-    Split best;
-    Split best_scalar;
-    const auto k_bytes = [&](size_t left) {
-        return std::min(most_k, options_.bits_k ? geometry.dim_k * *options_.bits_k / 8 + 1 : std::max(left, kFewest));
+    const auto k_bytes = [&](size_t v) {
+        return options_.bits_k ? geometry.dim_k * *options_.bits_k / 8 + 1
+                               : std::clamp(bytes - std::min(bytes, v), kFewest, most_k);
     };
+    const auto fits_with = [&](size_t v) { return k_bytes(v) + v <= bytes; };
+    Split scalar;
     for (const uint32_t bits : kScalarBits) {
         const size_t v = ScalarCodec(geometry.dim_v, bits).code_bytes();
-        if (options_.bits_v ? bits == *options_.bits_v : v + kFewest <= bytes) {
-            const size_t k = k_bytes(bytes - std::min(bytes, v));
-            const double loss = transform_loss(trained.k, n_heads, k) + scalar_loss(bits);
-            if (loss < best_scalar.loss) {
-                best_scalar = {loss, k, v, bits};
+        if (options_.bits_v ? bits == *options_.bits_v : fits_with(v)) {
+            const double loss = transform_loss(trained.k, n_heads, k_bytes(v)) + scalar_loss(bits);
+            if (loss < scalar.loss) {
+                scalar = {loss, k_bytes(v), v, bits};
             }
         }
     }
-    for (size_t v = kFewest; !options_.bits_v && v <= std::min(most_v, bytes - kFewest); ++v) {
-        const size_t k = k_bytes(bytes - v);
-        const double loss = transform_loss(trained.k, n_heads, k) + transform_loss(trained.v, n_heads, v);
+    Split best;
+    for (size_t v = kFewest; !options_.bits_v && v <= most_v && (v == kFewest || fits_with(v)); ++v) {
+        const double loss = transform_loss(trained.k, n_heads, k_bytes(v)) + transform_loss(trained.v, n_heads, v);
         if (loss < best.loss) {
-            best = {loss, k, v};
+            best = {loss, k_bytes(v), v};
         }
     }
-    if (best_scalar.v_bits && best.loss >= kClearly * best_scalar.loss) {
-        best = best_scalar;
+    if (scalar.v_bits && best.loss >= kClearly * scalar.loss) {
+        best = scalar;
     }
-    return {transforms(trained.k, n_heads, best.k, true),
-            best.v_bits ? std::vector<std::shared_ptr<const Codec>>{std::make_shared<const ScalarCodec>(geometry.dim_v,
-                                                                                                        *best.v_bits)}
-                        : transforms(trained.v, n_heads, best.v, false)};
+    LayerChoice choice;
+    choice.k_heads = transforms(trained.k, n_heads, best.k, rotated);
+    choice.k = choice.k_heads[0];
+    choice.expected_error_k = static_cast<float>(std::sqrt(transform_loss(trained.k, n_heads, best.k)));
+    if (best.v_bits) {
+        choice.v = std::make_shared<const ScalarCodec>(geometry.dim_v, *best.v_bits);
+    } else {
+        choice.v_heads = transforms(trained.v, n_heads, best.v, false);
+        choice.v = choice.v_heads[0];
+        choice.expected_error_v = static_cast<float>(std::sqrt(transform_loss(trained.v, n_heads, best.v)));
+    }
+    return choice;
+}
+
+CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry, uint32_t layer, bool transform,
+                                                   bool before_rope, LayerArtifact* trained) {
+    if (const auto known = made_.find(layer); known != made_.end()) {
+        return known->second;
+    }
+    LayerChoice choice;
+    if (transform) {
+        choice = choose_transform(geometry, *trained, before_rope);
+    } else {
+        const SideChoice k =
+            choose_side(geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k);
+        const SideChoice v =
+            choose_side(geometry.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v);
+        choice = {k.codec, v.codec, {}, {}, k.expected_error, v.expected_error};
+    }
+    if (trained != nullptr) {
+        made_[layer] = choice;
+        for (SideArtifact* side : {&trained->k, &trained->v}) {  // the codecs have their own
+            side->atoms = {};
+            side->basis = {};
+        }
+    }
+    return choice;
 }
 
 std::optional<EvictionSettings> CodecChoice::eviction(size_t layer, size_t n_layers) const {
@@ -304,7 +374,7 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     const bool rotated = facts.k_origin.rotation == RowOrigin::Rotation::kKnown;
     const bool opaque = facts.k_origin.rotation == RowOrigin::Rotation::kUnknown;
     const RopeParams rope = rotated ? facts.k_origin.rope : RopeParams{};
-    const LayerArtifact* trained = nullptr;
+    LayerArtifact* trained = nullptr;
     if (artifact_) {
         const auto found = std::find_if(artifact_->layers.begin(), artifact_->layers.end(),
                                         [&](const LayerArtifact& layer) { return layer.layer == facts.layer; });
@@ -325,49 +395,43 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     if (opaque && has_k_mean) {
         return {{}, "its keys have a bias under a RoPE of a kind that kvcodec does not know"};
     }
-    if (options_.codec == Options::CodecChoice::kTransform) {
-        if (opaque) {
-            return {{}, "its keys go through a RoPE of a kind that kvcodec does not know"};
-        }
-        if (trained->k.basis.empty() || trained->v.basis.empty()) {
-            return {{}, "the artifact has no principal directions; make a new one with `kvcodec train`"};
-        }
+    const bool transform = trained != nullptr && takes_transform(*trained);
+    if (transform && opaque) {
+        return {{},
+                "its keys go through a RoPE of a kind that kvcodec does not know; codec=scalar needs to know nothing"};
+    }
+    if (transform && (trained->k.variance.empty() || trained->v.variance.empty())) {
+        return {{}, "the artifact has no principal directions; make a new one with `kvcodec train`"};
     }
     try {
         Choice choice;
         LayerCodecs codecs;
         codecs.v_mean = trained ? trained->v.mean : facts.v_origin.bias;
         codecs.rope = Rope(rope, g.dim_k);
-        const bool before_rope = options_.codec == Options::CodecChoice::kTransform ||
-                                 (!opaque && trained != nullptr && prefers_transform(*trained));
+        const bool before_rope = transform && codecs.rope.rotates();
         if (before_rope) {
             codecs.k_plain_mean = trained->k.mean;
+            codecs.rope_tables = tables(codecs.rope);
         } else if (has_k_mean) {
             codecs.k_mean =
                 RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias, g.n_head_kv);
         }
-        if (before_rope) {
-            TransformChoice transform = choose_transform(g, *trained);
-            codecs.k_heads = std::move(transform.k_heads);
-            codecs.k = codecs.k_heads[0];
-            codecs.v = transform.v_heads[0];
-            if (transform.v_heads.size() == g.n_head_kv) {
-                codecs.v_heads = std::move(transform.v_heads);
-            }
-            codecs.rope_tables = codecs.rope.rotates() ? tables(codecs.rope) : nullptr;
-        } else {
-            const SideChoice k = choose_side(g.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k);
-            const SideChoice v = choose_side(g.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v);
-            codecs.k = k.codec;
-            codecs.v = v.codec;
-            choice.expected_error_k = k.expected_error;
-            choice.expected_error_v = v.expected_error;
-        }
-        choice.trained = trained != nullptr;
-        choice.fixed_bytes = std::max<size_t>(1, codecs.k_heads.size()) * codecs.k->fixed_bytes() +
-                             std::max<size_t>(1, codecs.v_heads.size()) * codecs.v->fixed_bytes() +
+        const LayerChoice chosen = choose_layer(g, facts.layer, transform, before_rope, trained);
+        codecs.k = chosen.k;
+        codecs.v = chosen.v;
+        codecs.k_heads = chosen.k_heads;
+        codecs.v_heads = chosen.v_heads;
+        choice.expected_error_k = chosen.expected_error_k;
+        choice.expected_error_v = chosen.expected_error_v;
+        const auto bytes_of = [](const Codec& all, const std::vector<std::shared_ptr<const Codec>>& heads) {
+            return heads.empty() ? all.fixed_bytes()
+                                 : std::accumulate(heads.begin(), heads.end(), size_t{0},
+                                                   [](size_t sum, const auto& c) { return sum + c->fixed_bytes(); });
+        };
+        choice.fixed_bytes = bytes_of(*codecs.k, codecs.k_heads) + bytes_of(*codecs.v, codecs.v_heads) +
                              codecs.k_mean.bytes() +
                              (codecs.k_plain_mean.size() + codecs.v_mean.size()) * sizeof(float);
+        choice.trained = trained != nullptr;
         choice.codecs = std::move(codecs);
         return choice;
     } catch (const Error& error) {

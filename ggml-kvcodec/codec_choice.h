@@ -45,14 +45,14 @@ class CodecChoice {
     /// Whether layers pass through by request.
     bool off() const { return options_.codec == Options::CodecChoice::kNone; }
     /// Codecs of this layer, or the reason why it must pass through. Expected errors are what the artifact promises of
-    /// a dictionary at this sparsity; 0 when nothing is promised.
+    /// a dictionary at this sparsity or of a transform; 0 when nothing is promised.
     struct Choice {
         std::optional<LayerCodecs> codecs;
         std::string reason;
         float expected_error_k = 0;
         float expected_error_v = 0;
         bool trained = false;                                ///< means come from an artifact
-        size_t fixed_bytes = 0;                              ///< atoms and means
+        size_t fixed_bytes = 0;                              ///< of codecs and means
         std::optional<double> salient_share = std::nullopt;  ///< of rows, for codecs of mixed precision
     };
     Choice choose(const LayerFacts& facts);
@@ -60,7 +60,7 @@ class CodecChoice {
     /// an artifact is used.
     std::optional<EvictionSettings> eviction(size_t layer, size_t n_layers) const;
 
-    /// Bytes of what layers share: RoPE tables, tables of baselines.
+    /// Bytes of what layers share: the artifact, RoPE tables, tables of baselines.
     size_t shared_bytes() const;
 
   private:
@@ -70,12 +70,21 @@ class CodecChoice {
     };
     SideChoice choose_side(size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
-    struct TransformChoice {
-        std::vector<std::shared_ptr<const Codec>> k_heads;
-        std::vector<std::shared_ptr<const Codec>> v_heads;  // or one for all
+    struct LayerChoice {
+        std::shared_ptr<const Codec> k;
+        std::shared_ptr<const Codec> v;
+        std::vector<std::shared_ptr<const Codec>> k_heads;  // empty where k serves all
+        std::vector<std::shared_ptr<const Codec>> v_heads;
+        float expected_error_k = 0;
+        float expected_error_v = 0;
     };
-    bool prefers_transform(const LayerArtifact& trained) const;
-    TransformChoice choose_transform(const LayerGeometry& geometry, const LayerArtifact& trained) const;
+    LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool transform, bool before_rope,
+                             LayerArtifact* trained);
+    /// rotated: whether RoPE stands between the codes of keys and the queries.
+    LayerChoice choose_transform(const LayerGeometry& geometry, const LayerArtifact& trained, bool rotated) const;
+    bool takes_transform(const LayerArtifact& trained) const;
+    bool may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;
+    void drop_unused(Artifact& artifact) const;
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);
     Choice choose_baseline(const LayerGeometry& geometry);
@@ -85,6 +94,7 @@ class CodecChoice {
     Options options_;
     double budget_;
     std::optional<Artifact> artifact_;
+    std::map<uint32_t, LayerChoice> made_;  // of layers with an artifact, for all contexts
     std::vector<std::shared_ptr<const RopeTables>> tables_;
     std::map<std::tuple<Side, size_t, std::optional<uint32_t>>, std::shared_ptr<const Codec>> baselines_;
     mutable std::mutex mutex_;  // several contexts of one process choose at the same time

@@ -204,6 +204,10 @@ void check_bits(const Options& options) {
                             "leave it out, or give a budget",
                             side, *bits));
         }
+        if (options.codec == Options::CodecChoice::kTransform && side == "k" && bits && *bits > 4) {
+            throw Error(
+                fmt::format("KVCODEC: codec=transform has 2, 3 or 4 bits for keys, but bits_k={} is given", *bits));
+        }
         if (options.is_baseline() && bits && (*bits > 4 || (*bits == 3 && !has_3))) {
             throw Error(fmt::format("KVCODEC: codec={} has {} bits, but bits_{}={} is given",
                                     name_of<Options::CodecChoice>(kCodecs, options.codec),

@@ -204,6 +204,10 @@ class Case {
             }
             codecs.v = codecs.v_heads[0];
             codecs.k = codecs.k_heads[0];
+            if (features_.means) {
+                codecs.k_mean = {};
+                codecs.k_plain_mean = random_vector(shape_.n_head_kv * shape_.dim_k, rng_);
+            }
             codecs.rope_tables = std::make_shared<RopeTables>(rope_);
         }
         if (features_.means) {

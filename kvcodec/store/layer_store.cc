@@ -81,21 +81,23 @@ LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_
       pool_((k_row + v_row) * sizeof(uint16_t), n_cells, release_memory) {}
 
 void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
+    const auto check = [&](const std::vector<std::shared_ptr<const Codec>>& heads, const Codec& first) {
+        for (const auto& codec : heads) {
+            if (heads.size() != geometry.n_head_kv || codec->code_bytes() != first.code_bytes() ||
+                codec->dim() != first.dim() || codec->space() != first.space()) {
+                throw Error("the codecs of a layer's heads differ in number or size");
+            }
+        }
+    };
+    if (codecs.k != nullptr) {
+        check(codecs.k_heads, *codecs.k);
+        check(codecs.v_heads, *codecs.v);
+    }
     geometry_ = geometry;
     codecs_ = std::move(codecs);
     if (!has_codecs()) {
         return;
     }
-    const auto check = [&](const std::vector<std::shared_ptr<const Codec>>& heads, const Codec& first) {
-        for (const auto& codec : heads) {
-            if (heads.size() != geometry.n_head_kv || codec->code_bytes() != first.code_bytes() ||
-                codec->space() != first.space()) {
-                throw Error("the codecs of a layer's heads differ in number or size");
-            }
-        }
-    };
-    check(codecs_.k_heads, *codecs_.k);
-    check(codecs_.v_heads, *codecs_.v);
     codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
     codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
 }
@@ -258,10 +260,16 @@ std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32
     std::vector<float> decoded(cells.size() * dim);
     std::vector<Distortion> sums(cells.size());
     for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
-        const std::vector<float> x = residuals(side, head, cells, positions);
+        std::vector<float> x = residuals(side, head, cells, positions);
         encode_rows(codec(side, head), x.data(), cells.size(),
                     salient == nullptr ? nullptr : salient + head * cells.size(), codes.data());
         codec(side, head).decode(codes.data(), 0, cells.size(), decoded.data());
+        if (side == Side::kK && codecs_.rope_tables != nullptr) {  // YaRN's magnitude belongs to all three sums
+            std::vector<int32_t> position(cells.size());
+            std::ranges::transform(cells, position.begin(), [&](uint32_t cell) { return positions[cell]; });
+            codecs_.rope_tables->rotate(position.data(), cells.size(), x.data(), dim);
+            codecs_.rope_tables->rotate(position.data(), cells.size(), decoded.data(), dim);
+        }
         for (size_t cell = 0; cell < cells.size(); ++cell) {
             const uint16_t* row = dense_row(side, cells[cell]) + head * dim;
             for (size_t i = 0; i < dim; ++i) {
@@ -337,8 +345,9 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
     if (side == Side::kK) {
         if (codecs_.rope_tables != nullptr) {
             codecs_.rope_tables->rotate(positions + cell, n, x, dim);  // to where a shift has moved the cell
+            return;
         }
-        for (size_t i = 0, run = 1; codecs_.rope_tables == nullptr && i < n; i += run) {
+        for (size_t i = 0, run = 1; i < n; i += run) {
             for (run = 1; i + run < n && shift(cell + i + run) == shift(cell + i);) {
                 ++run;
             }

@@ -469,11 +469,12 @@ TEST_F(LayerStoreTest, EachHeadOfKeysMayHaveACodecBeforeRope) {
         codecs.k_heads.push_back(std::make_shared<TransformCodec>(basis, variance, 7, true));
     }
     codecs.k = codecs.k_heads[0];
+    codecs.k_plain_mean.assign(kRowK, 0.25F);
     codecs.rope_tables = std::make_shared<RopeTables>(rope_);
     EXPECT_TRUE(codecs.need_positions());
     store_.set_codecs(kGeometry, codecs);
     constexpr uint32_t kCell = 70;
-    std::vector<float> key(kRowK, 1.0F);
+    std::vector<float> key(kRowK, 1.25F);
     for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
         rope_.rotate(&key[head * kDim], positions_[kCell]);
     }
@@ -485,8 +486,8 @@ TEST_F(LayerStoreTest, EachHeadOfKeysMayHaveACodecBeforeRope) {
         positions_[kCell] += delta;
         const std::vector<uint16_t> row = read(Side::kK, kCell);
         for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
-            std::vector<float> expected(kDim);
-            std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(head), kKept, 1.0F);
+            std::vector<float> expected(kDim, 0.25F);
+            std::fill_n(expected.begin() + static_cast<std::ptrdiff_t>(head), kKept, 1.25F);
             rope_.rotate(expected.data(), positions_[kCell]);
             for (size_t i = 0; i < kDim; ++i) {
                 EXPECT_NEAR(half_to_float(row[head * kDim + i]), expected[i], 0.1) << "head " << head << ", " << i;

@@ -1,5 +1,7 @@
 #include "kvcodec/codec/transform/transform_codec.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
 #include <bit>
 #include <cmath>
@@ -10,6 +12,8 @@
 #include "kvcodec/attend/gemm.h"
 #include "kvcodec/error.h"
 
+// Scalable vectors cannot be kept in arrays; ARM machines with SVE run the NEON code.
+#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/codec/transform/transform_codec.cc"
 #include <hwy/foreach_target.h>
@@ -303,15 +307,15 @@ std::vector<uint8_t> allocate(std::span<const float> variance, size_t code_bytes
 /// Indices of y [n_active], in deviations, with the scale byte that loses least; 0 if zeros are as good.
 size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
     float energy = 0.0F;
-    float variance = 0.0F;
+    double variance = 0.0;
     for (size_t j = 0; j < format.n_active; ++j) {
         energy += y[j] * y[j] * format.energy[j];
-        variance += format.energy[j];
+        variance += static_cast<double>(format.energy[j]);
     }
-    if (!std::isfinite(energy) || energy == 0.0F || variance == 0.0F) {
+    if (!std::isfinite(energy) || energy == 0.0F) {
         return 0;
     }
-    const float octaves = 0.5F * std::log2(energy / variance);
+    const double octaves = 0.5 * std::log2(static_cast<double>(energy) / variance);
     const int middle = kUnitScale + static_cast<int>(std::lround(octaves * kStepsPerOctave));
     const std::array<Quantiser, kMaxBits + 1>& all = quantisers();
     std::array<uint8_t, kMaxDim> candidate;
@@ -336,6 +340,22 @@ size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
         }
     }
     return best;
+}
+
+/// Orthonormal Walsh-Hadamard transform of n rows [n, dim]; n a power of two.
+void mix_rows(std::vector<float>& rows, size_t n, size_t dim) {
+    const float half_power = std::numbers::sqrt2_v<float> / 2;
+    for (size_t half = 1; half < n; half *= 2) {
+        for (size_t k = 0; k < n; ++k) {
+            for (size_t i = 0; (k & half) == 0 && i < dim; ++i) {
+                float& a = rows[k * dim + i];
+                float& b = rows[(k + half) * dim + i];
+                const float sum = (a + b) * half_power;
+                b = (a - b) * half_power;
+                a = sum;
+            }
+        }
+    }
 }
 
 /// Rows [begin, end) of the synthesis transposed [dim, n_active], in floats: made when it is needed, because it would
@@ -373,6 +393,8 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
             static_cast<size_t>(std::ranges::count_if(format_.bits, [&](uint8_t bits) { return bits > plane; }));
     }
     format_.n_active = kGroup * format_.plane_bytes[0];
+    format_.energy.reserve(format_.n_active);
+    format_.analysis_unit.reserve(format_.n_active);
     std::vector<float> synthesis(format_.n_active * dim);  // [n_active / 2, dim, 2]
     std::vector<float> analysis(dim * format_.n_active);
     for (size_t begin = 0, size = 0; begin < format_.n_active; begin += size) {
@@ -381,24 +403,29 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         const auto first = std::ranges::find(format_.bits, bits) - format_.bits.begin();
         size = std::bit_floor(kGroup * static_cast<size_t>(first + equal) - begin);
         const float unit = quantisers()[bits].unit;
+        const auto block = variance.subspan(begin, size);
+        const float mean = std::accumulate(block.begin(), block.end(), 0.0F) / static_cast<float>(size);
+        // Rows of the block [size, dim]: components times, and over, their deviations.
+        std::vector<float> up(size * dim), down(size * dim);
         float energy = 0.0F;
-        for (size_t k = begin; k < begin + size; ++k) {
-            energy += variance[k] / static_cast<float>(size);
+        for (size_t k = 0; k < size; ++k) {
+            // No component may drown the others when other data than the training's has more of it.
+            const float kept =
+                std::max({block[k], mean / TransformFormat::kMostSpread, TransformFormat::kLeastVariance});
+            energy += kept / static_cast<float>(size);
+            for (size_t i = 0; i < dim; ++i) {
+                up[k * dim + i] = basis[(begin + k) * dim + i] * std::sqrt(kept) * unit;
+                down[k * dim + i] = basis[(begin + k) * dim + i] / std::sqrt(kept);
+            }
         }
-        energy = std::max(energy, 1e-20F);
-        // No component may drown the others of its block when other data than the training's has more of it.
-        const float least = energy / 16.0F;
         format_.energy.insert(format_.energy.end(), size, energy);
-        const float length = 1.0F / std::sqrt(static_cast<float>(size));
-        for (size_t j = begin; j < begin + size; ++j) {
-            for (size_t k = begin; k < begin + size; ++k) {
-                const float factor = std::popcount((j - begin) & (k - begin)) % 2 == 0 ? length : -length;
-                const float deviation = std::sqrt(std::max(variance[k], least));
-                for (size_t i = 0; i < dim; ++i) {
-                    const float element = factor * basis[k * dim + i];
-                    synthesis[(j / 2 * dim + i) * 2 + j % 2] += element * deviation * unit;
-                    analysis[i * format_.n_active + j] += element / deviation;
-                }
+        mix_rows(up, size, dim);
+        mix_rows(down, size, dim);
+        for (size_t k = 0; k < size; ++k) {
+            const size_t j = begin + k;
+            for (size_t i = 0; i < dim; ++i) {
+                synthesis[(j / 2 * dim + i) * 2 + j % 2] = up[k * dim + i];
+                analysis[i * format_.n_active + j] = down[k * dim + i];
             }
         }
     }
@@ -409,6 +436,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         }
         format_.analysis_unit.push_back(largest / 32767.0F);
     }
+    format_.analysis.reserve(analysis.size());
     for (size_t i = 0; i < analysis.size(); ++i) {
         format_.analysis.push_back(
             static_cast<int16_t>(std::lround(analysis[i] / format_.analysis_unit[i % format_.n_active])));
@@ -417,6 +445,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
     constexpr float kLargest = 16383.0F;
     const auto [lowest, highest] = std::ranges::minmax(synthesis);
     format_.synthesis_unit = std::max(-lowest, highest) / kLargest;
+    format_.synthesis.reserve(synthesis.size());
     std::ranges::transform(synthesis, std::back_inserter(format_.synthesis), [&](float v) {
         return static_cast<int16_t>(std::lround(format_.synthesis_unit == 0.0F ? 0.0F : v / format_.synthesis_unit));
     });
@@ -439,9 +468,7 @@ double TransformCodec::expected_loss(std::span<const float> variance, size_t cod
 
 std::string TransformCodec::describe() const {
     const double bits = static_cast<double>(8 * format_.code_bytes) / static_cast<double>(format_.dim);
-    std::array<char, 64> text{};
-    std::snprintf(text.data(), text.size(), "transform, %.2f bits", bits);
-    return text.data();
+    return fmt::format("transform, {:.2f} bits", bits);
 }
 
 size_t TransformCodec::fixed_bytes() const {

@@ -12,10 +12,10 @@
 
 namespace kvcodec {
 
-/// What a code means: x = sum over j of scale * level_j * row_j of the synthesis. Row j is a mixture of principal
-/// components times their deviations: components with equal bits are turned by a Hadamard matrix, in blocks of powers
-/// of two, which loses nothing of the variance's order and makes what is quantised Gaussian, whatever the components
-/// are.
+/// What a code means: x = sum over j of scale * level_j * row_j of the synthesis. Rows are principal components times
+/// their deviations, mixed where bits are equal by an orthonormal Walsh-Hadamard matrix in blocks of powers of two, the
+/// largest first: what is quantised is then nearer to Gaussian than the components are. A deviation counts as at least
+/// 1 / sqrt(kMostSpread) of its block's root mean square.
 ///
 /// Components are in order of variance and share bits in groups of kGroup, never more than the group before. A code is
 /// one plane of bits after the other, low bits first: plane p has bit p of the indices of all groups with more than p
@@ -25,6 +25,8 @@ struct TransformFormat {
     static constexpr size_t kGroup = 8;
     static constexpr size_t kMaxDim = 512;
     static constexpr size_t kMaxBits = 6;
+    static constexpr float kMostSpread = 16.0F;  ///< of a block's variances, below their mean
+    static constexpr float kLeastVariance = 1e-20F;
 
     size_t dim = 0;
     size_t n_active = 0;  ///< components with any bits

@@ -1,14 +1,17 @@
-// The plug-in: a ggml backend whose buffers hold compressed KV caches. Registry entry -> device -> buffer type ->
+// The plug-in: a ggml backend whose buffers hold compressed KV caches. Registry entry -> device -> buffer types ->
 // buffer -> backend, top to bottom from the end of this file. Only tensors named cache_k_l<i> and cache_v_l<i> are
-// managed; everything else that the host puts here is plain memory, computed by the host's own CPU backend.
+// managed; everything else that the host puts here is plain memory. The whole graph comes to this backend, and it has
+// the host's own CPU backend compute all of it but what reads or writes managed tensors.
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -18,7 +21,6 @@
 #include "ggml-backend-impl.h"
 #include "ggml-kvcodec/codec_choice.h"
 #include "ggml-kvcodec/host_cpu.h"
-#include "ggml-kvcodec/host_team.h"
 #include "ggml-kvcodec/kv_cache.h"
 #include "ggml-kvcodec/log.h"
 #include "ggml-kvcodec/report.h"
@@ -80,7 +82,9 @@ Settings& settings() {
     return instance;
 }
 
-// --- buffer: address space, and the cache that its KV tensors form
+// --- buffer: address space, and the cache that its KV tensors form, if they come here
+
+ggml_backend_buffer_type_t cache_buffer_type();
 
 constexpr size_t kAlignment = 64;
 // As the host's own buffers lie. Its attention over a pass-through layer reads a tenth slower from the start of a page:
@@ -144,6 +148,7 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
     }
     settings().explained = true;
     context_of(buffer).cache.add_root(tensor, layer, is_key);
+    buffer->buft = cache_buffer_type();
     return GGML_STATUS_SUCCESS;
 }
 
@@ -216,7 +221,8 @@ constexpr ggml_backend_buffer_i kBufferInterface = {
     .reset = nullptr,
 };
 
-// --- buffer type
+// --- buffer types: plain memory, as the host's own; and, once managed tensors lie in it, memory that the host must not
+// touch. Only the first is ever asked for a buffer.
 
 const char* buffer_type_get_name(ggml_backend_buffer_type_t /*type*/) {
     return kName;
@@ -235,14 +241,10 @@ size_t buffer_type_get_alignment(ggml_backend_buffer_type_t /*type*/) {
     return kAlignment;
 }
 
-bool buffer_type_is_host(ggml_backend_buffer_type_t /*type*/) {
-    return false;
-}
-
 ggml_backend_dev_t device();
 
-ggml_backend_buffer_type_t buffer_type() {
-    static ggml_backend_buffer_type type = {
+ggml_backend_buffer_type make_buffer_type(bool (*is_host)(ggml_backend_buffer_type_t)) {
+    return {
         .iface =
             {
                 .get_name = buffer_type_get_name,
@@ -250,44 +252,36 @@ ggml_backend_buffer_type_t buffer_type() {
                 .get_alignment = buffer_type_get_alignment,
                 .get_max_size = nullptr,
                 .get_alloc_size = nullptr,
-                .is_host = buffer_type_is_host,
+                .is_host = is_host,
             },
         .device = device(),
         .context = nullptr,
     };
+}
+
+ggml_backend_buffer_type_t buffer_type() {
+    static ggml_backend_buffer_type type = make_buffer_type([](ggml_backend_buffer_type_t) { return true; });
     return &type;
 }
 
-// --- backend: computes the nodes whose destination lies in our buffers, and attention over managed tensors
+ggml_backend_buffer_type_t cache_buffer_type() {
+    static ggml_backend_buffer_type type = make_buffer_type([](ggml_backend_buffer_type_t) { return false; });
+    return &type;
+}
 
-struct Backend {
-    HostCpu cpu;
-    std::unique_ptr<Team> team = make_host_team(1);
-};
+// --- backend
 
 const ggml_tensor* root_of(const ggml_tensor* tensor) {
     return tensor->view_src != nullptr ? tensor->view_src : tensor;
 }
 
-bool is_ours(const ggml_tensor* tensor) {
-    return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->buft == buffer_type();
-}
-
-// A leaf that the host keeps in our buffer, whatever it calls it: KV cache or recurrent state. Activations in our
-// compute buffer are not.
-bool is_state(const ggml_tensor* tensor) {
-    return tensor != nullptr && is_ours(root_of(tensor)) && root_of(tensor)->op == GGML_OP_NONE;
-}
-
-bool is_cache(const ggml_tensor* tensor) {
-    return is_state(tensor) && std::strncmp(root_of(tensor)->name, "cache_", 6) == 0;
-}
-
+// The cache that manages this tensor or its root; null where nobody does.
 KvCache* cache_of(const ggml_tensor* tensor) {
-    if (!is_cache(tensor)) {
+    if (tensor == nullptr) {
         return nullptr;
     }
-    return &context_of(root_of(tensor)->buffer).cache;
+    const ggml_backend_buffer_t buffer = root_of(tensor)->buffer;
+    return buffer != nullptr && buffer->buft == cache_buffer_type() ? &context_of(buffer).cache : nullptr;
 }
 
 // The cache whose compressed layer serves this node itself; null when the host computes it.
@@ -317,7 +311,9 @@ void flatten_operands(ggml_tensor* node) {
         KvCache* cache = cache_of(tensor);
         Layer* layer = cache == nullptr ? nullptr : cache->compressed_layer_of(tensor);
         if (layer != nullptr) {
-            cache->pass_through(*layer, fmt::format("the model uses {} on its cache", ggml_op_name(node->op)));
+            cache->pass_through(*layer, node->op == GGML_OP_MUL_MAT
+                                            ? "flash attention is off; run with -fa on"
+                                            : fmt::format("the model uses {} on its cache", ggml_op_name(node->op)));
         }
     };
     flatten(node);
@@ -331,35 +327,37 @@ bool is_no_op(const ggml_tensor* node) {
            node->op == GGML_OP_PERMUTE || node->op == GGML_OP_TRANSPOSE;
 }
 
+HostCpu& cpu_of(ggml_backend_t backend) {
+    return *static_cast<HostCpu*>(backend->context);
+}
+
 const char* backend_get_name(ggml_backend_t /*backend*/) {
     return kName;
 }
 
 void backend_free(ggml_backend_t backend) {
-    delete static_cast<Backend*>(backend->context);
+    delete &cpu_of(backend);
     delete backend;
 }
 
 ggml_status backend_graph_compute(ggml_backend_t backend, ggml_cgraph* graph) {
-    auto& context = *static_cast<Backend*>(backend->context);
-    try {
-        for (int i = 0; i < ggml_graph_n_nodes(graph); ++i) {
-            ggml_tensor* node = ggml_graph_node(graph, i);
-            if ((node->flags & GGML_TENSOR_FLAG_COMPUTE) == 0 || is_no_op(node)) {
-                continue;
-            }
-            if (KvCache* cache = serving_cache(node); cache != nullptr) {
-                if (const ggml_status status = context.cpu.flush(); status != GGML_STATUS_SUCCESS) {
-                    return status;
-                }
-                if (compute_managed(*cache, node, *context.team)) {
-                    continue;
-                }
-            }
-            flatten_operands(node);
-            context.cpu.add(node);
+    const auto is_served = [](ggml_tensor* node) {
+        if (is_no_op(node)) {
+            return false;
         }
-        return context.cpu.flush();
+        if (serving_cache(node) != nullptr) {
+            return true;
+        }
+        flatten_operands(node);
+        return false;
+    };
+    // A layer may have become pass-through since it was asked: by a node before.
+    const auto serve = [](ggml_tensor* node, Team& team) {
+        KvCache* cache = serving_cache(node);
+        return cache != nullptr && compute_managed(*cache, node, team);
+    };
+    try {
+        return cpu_of(backend).compute(graph, is_served, serve);
     } catch (const std::exception& error) {
         log_line(GGML_LOG_LEVEL_ERROR, error.what());
         return GGML_STATUS_FAILED;
@@ -386,11 +384,11 @@ constexpr ggml_backend_i kBackendInterface = {
 };
 
 void backend_set_n_threads(ggml_backend_t backend, int n_threads) {
-    auto& context = *static_cast<Backend*>(backend->context);
-    if (static_cast<size_t>(n_threads) != context.team->size()) {
-        context.team = make_host_team(static_cast<size_t>(n_threads));
-    }
-    context.cpu.set_n_threads(n_threads);
+    cpu_of(backend).set_n_threads(n_threads);
+}
+
+void backend_set_abort_callback(ggml_backend_t backend, ggml_abort_callback callback, void* data) {
+    cpu_of(backend).set_abort_callback(callback, data);
 }
 
 // --- device
@@ -444,7 +442,7 @@ ggml_backend_t device_init_backend(ggml_backend_dev_t dev, const char* /*params*
         settings().served = true;
         settings().choice();  // a mistake is reported even if no cache comes
         return new ggml_backend{
-            .guid = backend_guid(), .iface = kBackendInterface, .device = dev, .context = new Backend};
+            .guid = backend_guid(), .iface = kBackendInterface, .device = dev, .context = new HostCpu};
     } catch (const std::exception& error) {
         log_line(GGML_LOG_LEVEL_ERROR, error.what());
         return nullptr;
@@ -455,17 +453,49 @@ ggml_backend_buffer_type_t device_get_buffer_type(ggml_backend_dev_t /*device*/)
     return buffer_type();
 }
 
-// Everything that writes into a cache, and attention over one. Weights are refused, so that the host keeps them in its
-// own repacked buffers. Answers depend on names and buffer types only: the host asks before memory exists.
+// Devices of the host that some operations go to before they go to the CPU (BLAS).
+const std::vector<ggml_backend_dev_t>& accelerators() {
+    static const std::vector<ggml_backend_dev_t> found = [] {
+        std::vector<ggml_backend_dev_t> devices;
+        for (size_t i = 0; i < ggml_backend_dev_count(); ++i) {
+            if (ggml_backend_dev_type(ggml_backend_dev_get(i)) == GGML_BACKEND_DEVICE_TYPE_ACCEL) {
+                devices.push_back(ggml_backend_dev_get(i));
+            }
+        }
+        return devices;
+    }();
+    return found;
+}
+
+// Whether the host only asks where a weight should lie: the weight's buffer is of our type, and empty.
+bool asks_for_a_weight(const ggml_tensor* op) {
+    return std::any_of(std::begin(op->src), std::end(op->src), [](const ggml_tensor* source) {
+        return source != nullptr && source->buffer != nullptr && source->buffer->size == 0 &&
+               source->buffer->buft == buffer_type();
+    });
+}
+
+// All that the host's CPU can do, so that graphs stay whole. Not: weights, which the host keeps in its own, repacked
+// buffers, and what it has better devices for. Answers depend on buffer types only: the host asks before memory exists.
 bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* op) {
-    if (op->op == GGML_OP_FLASH_ATTN_EXT) {
-        return is_cache(op->src[1]) || is_cache(op->src[2]);
+    if (asks_for_a_weight(op)) {
+        return false;
     }
-    return is_state(op);
+    const bool managed =
+        cache_of(op) != nullptr || std::any_of(std::begin(op->src), std::end(op->src),
+                                               [](const ggml_tensor* source) { return cache_of(source) != nullptr; });
+    const auto serves = [&](ggml_backend_dev_t device) { return ggml_backend_dev_supports_op(device, op); };
+    if (!managed && std::any_of(accelerators().begin(), accelerators().end(), serves)) {
+        return false;
+    }
+    static const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
+    return cpu != nullptr && serves(cpu);
 }
 
 bool device_supports_buft(ggml_backend_dev_t /*device*/, ggml_backend_buffer_type_t type) {
-    return type == buffer_type() || ggml_backend_buft_is_host(type);
+    const ggml_backend_dev_t device = ggml_backend_buft_get_device(type);
+    return type == cache_buffer_type() || ggml_backend_buft_is_host(type) ||
+           (device != nullptr && ggml_backend_dev_type(device) == GGML_BACKEND_DEVICE_TYPE_CPU);
 }
 
 ggml_backend_reg_t registry();
@@ -528,6 +558,9 @@ ggml_backend_dev_t registry_get_device(ggml_backend_reg_t /*reg*/, size_t /*inde
 void* registry_get_proc_address(ggml_backend_reg_t /*reg*/, const char* name) {
     if (std::strcmp(name, "ggml_backend_set_n_threads") == 0) {
         return reinterpret_cast<void*>(backend_set_n_threads);
+    }
+    if (std::strcmp(name, "ggml_backend_set_abort_callback") == 0) {
+        return reinterpret_cast<void*>(backend_set_abort_callback);
     }
     if (std::strcmp(name, kReportFunction) == 0) {
         return reinterpret_cast<void*>(write_report);

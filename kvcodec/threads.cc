@@ -2,12 +2,18 @@
 
 #include <barrier>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 #include <vector>
 
+#include "hwy/cache_control.h"
+
 namespace kvcodec {
 namespace {
+
+// Some tens of microseconds: longer than members of a team lag behind one another while each has a core of its own.
+constexpr size_t kSpins = 2000;
 
 class ParkedTeam final : public Team {
   public:
@@ -79,6 +85,59 @@ class ParkedTeam final : public Team {
 };
 
 }  // namespace
+
+void BorrowedTeam::lead(size_t size, const std::function<void()>& main) {
+    meet(size);  // nobody is still on the way out of the last piece of work
+    size_ = size;
+    std::exception_ptr error;
+    try {
+        main();
+    } catch (...) {
+        error = std::current_exception();
+    }
+    work_ = nullptr;
+    meet(size);
+    if (error != nullptr) {
+        std::rethrow_exception(error);
+    }
+}
+
+void BorrowedTeam::serve(size_t member, size_t size) {
+    meet(size);
+    for (;;) {
+        meet(size);
+        if (work_ == nullptr) {
+            return;
+        }
+        (*work_)(member);
+        meet(size);
+    }
+}
+
+void BorrowedTeam::run(const std::function<void(size_t)>& work) {
+    work_ = &work;
+    meet(size_);
+    work(0);
+    meet(size_);
+}
+
+// Spins, as whoever waits here has a core and the others come soon; sleeps where they do not.
+void BorrowedTeam::meet(size_t size) {
+    const uint32_t meeting = n_meetings_.load(std::memory_order_acquire);
+    if (n_arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size) {
+        n_arrived_.store(0, std::memory_order_relaxed);
+        n_meetings_.store(meeting + 1, std::memory_order_release);
+        n_meetings_.notify_all();
+        return;
+    }
+    for (size_t spin = 0; spin < kSpins; ++spin) {
+        if (n_meetings_.load(std::memory_order_acquire) != meeting) {
+            return;
+        }
+        hwy::Pause();
+    }
+    n_meetings_.wait(meeting, std::memory_order_acquire);
+}
 
 std::unique_ptr<Team> make_parked_team(size_t size) {
     if (size <= 1) {

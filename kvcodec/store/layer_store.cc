@@ -61,6 +61,13 @@ void narrow(const float* wide, size_t n, uint16_t* half) {
     HWY_DYNAMIC_DISPATCH(narrow_row)(wide, n, half);
 }
 
+void prefetch(const void* begin, size_t n_bytes) {
+    constexpr size_t kLineBytes = 64;
+    for (size_t offset = 0; offset < n_bytes; offset += kLineBytes) {
+        __builtin_prefetch(static_cast<const std::byte*>(begin) + offset);
+    }
+}
+
 // salient: [n] or null.
 void encode_rows(const Codec& codec, const float* x, size_t n, const uint8_t* salient, std::byte* codes) {
     if (salient == nullptr) {
@@ -113,11 +120,7 @@ const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
 }
 
 void LayerStore::prefetch_codes(Side side, size_t block, size_t head) const {
-    constexpr size_t kLineBytes = 64;
-    const std::byte* begin = codes(side, block, head);
-    for (size_t offset = 0; offset < kBlock * codec(side).code_bytes(); offset += kLineBytes) {
-        __builtin_prefetch(begin + offset);
-    }
+    prefetch(codes(side, block, head), kBlock * codec(side).code_bytes());
 }
 
 uint16_t* LayerStore::make_dense(Side side, size_t cell) {
@@ -373,6 +376,10 @@ void LayerStore::gather(Side side, size_t block, size_t head, std::span<const ui
             }
             decode_run(side, block, head, rows[i], run, positions, x + i * dim);
         } else if (is_dense(cell)) {
+            constexpr size_t kAhead = 8;  // dense rows lie scattered: the processor does not see the next one coming
+            if (i + kAhead < rows.size() && is_dense(block * kBlock + rows[i + kAhead])) {
+                prefetch(dense_row(side, block * kBlock + rows[i + kAhead]) + head * dim, dim * sizeof(uint16_t));
+            }
             widen(dense_row(side, cell) + head * dim, dim, x + i * dim);
         } else {
             std::fill_n(x + i * dim, dim, 0.0F);

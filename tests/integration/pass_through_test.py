@@ -1,4 +1,4 @@
-"""codec=none: the host's own cache behind the plug-in, bit for bit."""
+"""codec=none, and layers that kvcodec cannot serve: the host's own cache, bit for bit."""
 
 import re
 import unittest
@@ -14,6 +14,16 @@ class PassThrough(unittest.TestCase):
         self.assertEqual(expected.code, 0, expected)
         self.assertEqual(actual.code, 0, actual)
         self.assertGreater(len(expected.out), 400, expected)
+        self.assertEqual(actual.out, expected.out)
+
+    def test_same_greedy_text_of_layers_that_cannot_be_compressed(self):
+        arguments = host.completion_arguments("Once upon a time", 100, "-c", 1024)
+        arguments += ["-fa", "off"]  # values are stored transposed then
+        expected = host.plain("llama-completion", *arguments)
+        actual = host.with_plugin("llama-completion", "codec=scalar", *arguments)
+        self.assertEqual(actual.code, 0, actual)
+        self.assertIn("is not compressed: flash attention is off", actual.err)
+        self.assertGreater(len(expected.out), 200, expected)
         self.assertEqual(actual.out, expected.out)
 
     def test_same_logits(self):

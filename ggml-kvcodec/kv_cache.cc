@@ -214,7 +214,7 @@ void KvCache::make_whole(Layer& layer) {
         return;
     }
     if (layer.k == nullptr || layer.v == nullptr) {
-        pass_through(layer, has_other_types_ ? "" : "its keys and values are not stored separately");
+        pass_through(layer, "its keys and values are not stored separately");
     } else if (layer.k->ne[1] != layer.v->ne[1] || layer.k->ne[2] != layer.v->ne[2] ||
                static_cast<size_t>(layer.k->ne[1] * layer.k->ne[2]) != n_cells_ ||
                layer.k->ne[1] % LayerStore::kBlock != 0) {
@@ -229,7 +229,8 @@ void KvCache::pass_through(Layer& layer, const std::string& reason) {
     if (layer.state == Layer::State::kPassThrough) {
         return;
     }
-    if (!reason.empty() && warned_.insert(reason).second) {
+    const bool explained = has_other_types_ && (layer.k == nullptr || layer.v == nullptr);
+    if (!explained && warned_.insert(reason).second) {
         log_warning("layer {} (and others alike) is not compressed: {}", layer.index, reason);
     }
     layer.state = Layer::State::kPassThrough;
@@ -309,11 +310,8 @@ bool KvCache::set_rows(ggml_tensor* node) {
     const bool is_key = root_of(node)->data == layer.k->data;
     const ggml_tensor* rows = node->src[0];
     const ggml_tensor* root = is_key ? layer.k : layer.v;
-    if (rows->ne[0] != root->ne[0]) {
-        pass_through(layer, "values are stored transposed; run with flash attention (-fa on)");
-        return false;
-    }
-    if (rows->type != GGML_TYPE_F32 || node->src[1]->type != GGML_TYPE_I64 || rows->ne[2] != 1) {
+    if (rows->ne[0] != root->ne[0] || rows->type != GGML_TYPE_F32 || node->src[1]->type != GGML_TYPE_I64 ||
+        rows->ne[2] != 1) {
         pass_through(layer, "its rows come in a form that kvcodec does not know");
         return false;
     }

@@ -42,37 +42,10 @@ uint32_t scalar_bits(double budget, size_t dim, uint32_t fewest) {
     return best;
 }
 
-// Share of a Gaussian's variance that the scalar codec loses (Max 1960, table I; 8 bits are next to nothing).
-double scalar_loss(uint32_t bits) {
-    switch (bits) {
-        case 2:
-            return 0.1175;
-        case 3:
-            return 0.03454;
-        case 4:
-            return 0.009497;
-        default:
-            return 1e-4;
-    }
-}
-
 // One head's part of a list with n_heads equal parts.
 template <typename T>
 std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_heads) {
     return std::span(all).subspan(head * all.size() / n_heads, all.size() / n_heads);
-}
-
-// Share of the variance of all heads that codes of this size lose.
-double transform_loss(const SideArtifact& trained, size_t n_heads, size_t code_bytes) {
-    double lost = 0;
-    double total = 0;
-    for (size_t head = 0; head < n_heads; ++head) {
-        const std::span<const float> variance = part_of(trained.variance, head, n_heads);
-        const double energy = std::accumulate(variance.begin(), variance.end(), 0.0);
-        lost += energy * TransformCodec::expected_loss(variance, code_bytes);
-        total += energy;
-    }
-    return total == 0 ? 0 : lost / total;
 }
 
 std::vector<std::shared_ptr<const Codec>> transforms(const SideArtifact& trained, size_t n_heads, size_t code_bytes,
@@ -96,6 +69,9 @@ bool has_nonzero(const std::vector<float>& values) {
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
     if (!options.artifact.empty() && !off() && !options.is_baseline()) {
         artifact_ = read_artifact(options.artifact);
+        if (is_planned(*artifact_, options, budget_)) {
+            plan_ = plan_budget(*artifact_, options, budget_);
+        }
         drop_unused(*artifact_);
     } else if (options.codec == Options::CodecChoice::kDictionary ||
                options.codec == Options::CodecChoice::kTransform) {
@@ -200,6 +176,7 @@ CodecChoice::SideChoice CodecChoice::dictionary(const SideArtifact& trained, uin
     const float ratio = static_cast<float>(artifact_->training_sparsity) / static_cast<float>(s);
     return {
         std::make_shared<const DictionaryCodec>(trained.atoms, trained.n_atoms, trained.dim, trained.levels, settings),
+        {},
         std::min(1.0F, trained.heldout_error * std::max(1.0F, std::sqrt(ratio)))};
 }
 
@@ -228,21 +205,6 @@ CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact*
     return dictionary(*trained, largest);
 }
 
-// Whether this layer is coded by the transform: codec=auto takes it where 3 bits do not fit. With 3 bits the scalar
-// codec is close behind, and faster: it needs no rebuilt keys.
-bool CodecChoice::takes_transform(const LayerArtifact& trained) const {
-    const Options defaults;
-    const bool asked = options_.s_k || options_.s_v || options_.bits_k || options_.bits_v ||
-                       options_.relative_error != defaults.relative_error ||
-                       options_.coefficients != defaults.coefficients || options_.layout != defaults.layout;
-    const auto has_3_bits = [&](const SideArtifact& side) {
-        return side.dim % 16 == 0 && fits(side.dim * 3 / 8 + 1, budget_, side.dim);
-    };
-    return options_.codec == Options::CodecChoice::kTransform ||
-           (options_.codec == Options::CodecChoice::kAuto && !asked && !trained.k.variance.empty() &&
-            !trained.v.variance.empty() && !(has_3_bits(trained.k) && has_3_bits(trained.v)));
-}
-
 // Whether a side of a layer without transform may be coded by its dictionary.
 bool CodecChoice::may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const {
     return options_.codec == Options::CodecChoice::kDictionary ||
@@ -252,92 +214,46 @@ bool CodecChoice::may_take_dictionary(size_t dim, std::optional<uint32_t> s, std
 // What no codec of these options reads is not kept in memory.
 void CodecChoice::drop_unused(Artifact& artifact) const {
     for (LayerArtifact& layer : artifact.layers) {
-        const bool transform = takes_transform(layer);
+        const auto planned = plan_.find(layer.layer);
         for (SideArtifact* side : {&layer.k, &layer.v}) {
             const bool is_k = side == &layer.k;
-            if (!transform) {
+            const SidePlan* plan = planned == plan_.end() ? nullptr : is_k ? &planned->second.k : &planned->second.v;
+            if (plan == nullptr || plan->scalar_bits) {
                 side->basis = {};
                 side->variance = {};
             }
-            if (transform || !may_take_dictionary(side->dim, is_k ? options_.s_k : options_.s_v,
-                                                  is_k ? options_.bits_k : options_.bits_v)) {
+            if (plan != nullptr || !may_take_dictionary(side->dim, is_k ? options_.s_k : options_.s_v,
+                                                        is_k ? options_.bits_k : options_.bits_v)) {
                 side->atoms = {};
             }
         }
     }
 }
 
-// Keys and values share the bytes of a token so that the two lose the least share of their variance in all: the KL
-// divergence grows with both alike. Values stay scalar, which is quicker, unless the transform loses clearly less: it
-// does where a budget falls between whole bits, and below 2 bits.
-CodecChoice::LayerChoice CodecChoice::choose_transform(const LayerGeometry& geometry, const LayerArtifact& trained,
-                                                       bool rotated) const {
-    constexpr double kClearly = 0.9;
-    constexpr size_t kFewest = 2;
-    const size_t n_heads = trained.n_head_kv;
-    const size_t most_k = TransformCodec::max_code_bytes(geometry.dim_k);
-    const size_t most_v = TransformCodec::max_code_bytes(geometry.dim_v);
-    const size_t bytes = std::max(
-        2 * kFewest, static_cast<size_t>(budget_ * static_cast<double>((geometry.dim_k + geometry.dim_v) * 2) + 1e-9));
-    struct Split {
-        double loss = std::numeric_limits<double>::infinity();
-        size_t k = kFewest;
-        size_t v = kFewest;
-        std::optional<uint32_t> v_bits = std::nullopt;  // of the scalar codec
-    };
-    const auto k_bytes = [&](size_t v) {
-        return options_.bits_k ? geometry.dim_k * *options_.bits_k / 8 + 1
-                               : std::clamp(bytes - std::min(bytes, v), kFewest, most_k);
-    };
-    const auto fits_with = [&](size_t v) { return k_bytes(v) + v <= bytes; };
-    Split scalar;
-    for (const uint32_t bits : kScalarBits) {
-        const size_t v = ScalarCodec(geometry.dim_v, bits).code_bytes();
-        if (options_.bits_v ? bits == *options_.bits_v : fits_with(v)) {
-            const double loss = transform_loss(trained.k, n_heads, k_bytes(v)) + scalar_loss(bits);
-            if (loss < scalar.loss) {
-                scalar = {loss, k_bytes(v), v, bits};
-            }
-        }
+CodecChoice::SideChoice CodecChoice::planned_side(const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
+                                                  bool before_rope) {
+    if (plan.scalar_bits) {
+        return {std::make_shared<const ScalarCodec>(trained.dim, *plan.scalar_bits)};
     }
-    Split best;
-    for (size_t v = kFewest; !options_.bits_v && v <= most_v && (v == kFewest || fits_with(v)); ++v) {
-        const double loss = transform_loss(trained.k, n_heads, k_bytes(v)) + transform_loss(trained.v, n_heads, v);
-        if (loss < best.loss) {
-            best = {loss, k_bytes(v), v};
-        }
-    }
-    if (scalar.v_bits && best.loss >= kClearly * scalar.loss) {
-        best = scalar;
-    }
-    LayerChoice choice;
-    choice.k_heads = transforms(trained.k, n_heads, best.k, rotated);
-    choice.k = choice.k_heads[0];
-    choice.expected_error_k = static_cast<float>(std::sqrt(transform_loss(trained.k, n_heads, best.k)));
-    if (best.v_bits) {
-        choice.v = std::make_shared<const ScalarCodec>(geometry.dim_v, *best.v_bits);
-    } else {
-        choice.v_heads = transforms(trained.v, n_heads, best.v, false);
-        choice.v = choice.v_heads[0];
-        choice.expected_error_v = static_cast<float>(std::sqrt(transform_loss(trained.v, n_heads, best.v)));
-    }
+    SideChoice choice;
+    choice.heads = transforms(trained, n_heads, plan.code_bytes, before_rope);
+    choice.codec = choice.heads[0];
+    choice.expected_error = static_cast<float>(std::sqrt(plan.loss));
     return choice;
 }
 
-CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry, uint32_t layer, bool transform,
-                                                   bool before_rope, LayerArtifact* trained) {
+CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope,
+                                                   LayerArtifact* trained) {
     if (const auto known = made_.find(layer); known != made_.end()) {
         return known->second;
     }
     LayerChoice choice;
-    if (transform) {
-        choice = choose_transform(geometry, *trained, before_rope);
+    if (const auto planned = plan_.find(layer); planned != plan_.end()) {
+        choice = {planned_side(planned->second.k, trained->k, geometry.n_head_kv, before_rope),
+                  planned_side(planned->second.v, trained->v, geometry.n_head_kv, false)};
     } else {
-        const SideChoice k =
-            choose_side(geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k);
-        const SideChoice v =
-            choose_side(geometry.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v);
-        choice = {k.codec, v.codec, {}, {}, k.expected_error, v.expected_error};
+        choice = {choose_side(geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k),
+                  choose_side(geometry.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v)};
     }
     if (trained != nullptr) {
         made_[layer] = choice;
@@ -395,13 +311,11 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     if (opaque && has_k_mean) {
         return {{}, "its keys have a bias under a RoPE of a kind that kvcodec does not know"};
     }
-    const bool transform = trained != nullptr && takes_transform(*trained);
+    const auto planned = plan_.find(facts.layer);
+    const bool transform = trained != nullptr && planned != plan_.end() && !planned->second.k.scalar_bits;
     if (transform && opaque) {
         return {{},
                 "its keys go through a RoPE of a kind that kvcodec does not know; codec=scalar needs to know nothing"};
-    }
-    if (transform && (trained->k.variance.empty() || trained->v.variance.empty())) {
-        return {{}, "the artifact has no principal directions; make a new one with `kvcodec train`"};
     }
     try {
         Choice choice;
@@ -416,13 +330,13 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
             codecs.k_mean =
                 RotatingMean(tables(codecs.rope), trained ? trained->k.mean : facts.k_origin.bias, g.n_head_kv);
         }
-        const LayerChoice chosen = choose_layer(g, facts.layer, transform, before_rope, trained);
-        codecs.k = chosen.k;
-        codecs.v = chosen.v;
-        codecs.k_heads = chosen.k_heads;
-        codecs.v_heads = chosen.v_heads;
-        choice.expected_error_k = chosen.expected_error_k;
-        choice.expected_error_v = chosen.expected_error_v;
+        const LayerChoice chosen = choose_layer(g, facts.layer, before_rope, trained);
+        codecs.k = chosen.k.codec;
+        codecs.v = chosen.v.codec;
+        codecs.k_heads = chosen.k.heads;
+        codecs.v_heads = chosen.v.heads;
+        choice.expected_error_k = chosen.k.expected_error;
+        choice.expected_error_v = chosen.v.expected_error;
         const auto bytes_of = [](const Codec& all, const std::vector<std::shared_ptr<const Codec>>& heads) {
             return heads.empty() ? all.fixed_bytes()
                                  : std::accumulate(heads.begin(), heads.end(), size_t{0},

@@ -13,6 +13,7 @@
 #include "kvcodec/artifact/artifact.h"
 #include "kvcodec/evict/evictor.h"
 #include "kvcodec/options.h"
+#include "kvcodec/plan/budget_plan.h"
 #include "kvcodec/store/layer_store.h"
 
 namespace kvcodec::host {
@@ -27,12 +28,10 @@ struct LayerFacts {
 
 /// Chooses codecs layer by layer. Keeps what layers share (the artifact, RoPE tables).
 ///
-/// K and V each get the dictionary codec or the scalar codec, or together the transform: keys along
-/// the artifact's principal components, values too where that is clearly better. Asked to choose (codec=auto), it takes
-/// the scalar codec where the budget allows 3 bits an element and the transform below; where the artifact has no
-/// principal components, the scalar codec down to 2 bits and then the dictionary: that is the order of fidelity at
-/// equal rate, with the same mean removed (docs/results). Means come from the artifact; without one, from the model's
-/// own bias.
+/// With an artifact, plan_budget() shares out the budget between layers and sides for the scalar codec and the
+/// transform. The dictionary is taken where it is asked for, by name or by one of its options, and where nothing else
+/// fits: of the three it is the least faithful at equal rate (docs/results). Means come from the artifact; without one,
+/// from the model's own bias.
 ///
 /// The baselines (codec=token|kivi|turboquant|zipcache) stand outside of this: no means, no artifact, and a budget for
 /// zipcache only. Layers share them.
@@ -66,23 +65,18 @@ class CodecChoice {
   private:
     struct SideChoice {
         std::shared_ptr<const Codec> codec;
+        std::vector<std::shared_ptr<const Codec>> heads = {};  // empty where codec serves all
         float expected_error = 0;
+    };
+    struct LayerChoice {
+        SideChoice k;
+        SideChoice v;
     };
     SideChoice choose_side(size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
-    struct LayerChoice {
-        std::shared_ptr<const Codec> k;
-        std::shared_ptr<const Codec> v;
-        std::vector<std::shared_ptr<const Codec>> k_heads;  // empty where k serves all
-        std::vector<std::shared_ptr<const Codec>> v_heads;
-        float expected_error_k = 0;
-        float expected_error_v = 0;
-    };
-    LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool transform, bool before_rope,
-                             LayerArtifact* trained);
-    /// rotated: whether RoPE stands between the codes of keys and the queries.
-    LayerChoice choose_transform(const LayerGeometry& geometry, const LayerArtifact& trained, bool rotated) const;
-    bool takes_transform(const LayerArtifact& trained) const;
+    static SideChoice planned_side(const SidePlan& plan, const SideArtifact& trained, size_t n_heads, bool before_rope);
+    /// before_rope: whether RoPE stands between the codes of keys and the queries.
+    LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope, LayerArtifact* trained);
     bool may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;
     void drop_unused(Artifact& artifact) const;
     SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
@@ -94,6 +88,7 @@ class CodecChoice {
     Options options_;
     double budget_;
     std::optional<Artifact> artifact_;
+    std::map<uint32_t, LayerPlan> plan_;    // of layers that plan_budget() has decided on
     std::map<uint32_t, LayerChoice> made_;  // of layers with an artifact, for all contexts
     std::vector<std::shared_ptr<const RopeTables>> tables_;
     std::map<std::tuple<Side, size_t, std::optional<uint32_t>>, std::shared_ptr<const Codec>> baselines_;

@@ -334,6 +334,9 @@ bool KvCache::set_rows(ggml_tensor* node) {
 
 // Returns why the layer cannot be compressed, or nothing.
 std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
+    if (!options_.takes_layer(static_cast<uint32_t>(layer.index))) {
+        return "layers= leaves it out";
+    }
     const ggml_tensor* q = node->src[0];
     const ggml_tensor* k = node->src[1];
     const ggml_tensor* v = node->src[2];

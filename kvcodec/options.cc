@@ -114,6 +114,24 @@ bool set_bits(std::string_view value, std::optional<uint32_t>& to) {
     return (value == "2" || value == "3" || value == "4" || value == "8") && set_number<uint32_t>(value, 2, 8, to);
 }
 
+bool set_layers(std::string_view value, std::vector<std::pair<uint32_t, uint32_t>>& to) {
+    to.clear();
+    for (bool more = true; more;) {
+        const size_t plus = value.find('+');
+        const std::string_view range = value.substr(0, plus);
+        const size_t dash = range.find('-');
+        const auto first = parse_number<uint32_t>(range.substr(0, dash));
+        const auto last = dash == std::string_view::npos ? first : parse_number<uint32_t>(range.substr(dash + 1));
+        if (!first || !last || *first > *last) {
+            return false;
+        }
+        to.emplace_back(*first, *last);
+        more = plus != std::string_view::npos;
+        value.remove_prefix(more ? plus + 1 : 0);
+    }
+    return true;
+}
+
 struct Key {
     std::string_view name;
     std::string_view valid;  // its values, for messages
@@ -149,6 +167,8 @@ constexpr Key kKeys[] = {
      [](Draft& d, std::string_view v) { return set_name(v, kCoefficients, d.options.coefficients); }},
     {"layout", "packed or published",
      [](Draft& d, std::string_view v) { return set_name(v, kLayouts, d.options.layout); }},
+    {"layers", "layers and ranges of them such as 0-3+7",
+     [](Draft& d, std::string_view v) { return set_layers(v, d.options.layers); }},
     {"relative_error", "a number >= 0 and < 1",
      [](Draft& d, std::string_view v) {
          return set_number<float>(v, 0.0F, 0x1.fffffep-1F, d.options.relative_error);  // the float below 1
@@ -272,6 +292,12 @@ std::string to_string(const Options& options) {
     put_sides("bits", options.bits_k, options.bits_v);
     put_name("coefficients", options.coefficients, defaults.coefficients, kCoefficients);
     put_name("layout", options.layout, defaults.layout, kLayouts);
+    std::string layers;
+    for (const auto& [first, last] : options.layers) {
+        layers += fmt::format("{}{}", layers.empty() ? "" : "+", first);
+        layers += first == last ? "" : fmt::format("-{}", last);
+    }
+    put("layers", layers, !layers.empty());
     put("relative_error", options.relative_error, options.relative_error != defaults.relative_error);
     put_name("mode", options.mode, Options::Mode::kLive, kModes);
     put("window", options.window, options.window != defaults.window);

@@ -1,10 +1,13 @@
 // What a user may choose: the environment variable KVCODEC, parsed.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
+#include <vector>
 
 #include "kvcodec/codec/dictionary/packing.h"
 
@@ -51,6 +54,7 @@ struct Options {
     std::optional<uint32_t> bits_v;  ///< bits_v=
     CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published
+    std::vector<std::pair<uint32_t, uint32_t>> layers;  ///< layers=0-3+7: first to last, the others pass through; all
     float relative_error = 0.0F;         ///< relative_error=, in [0, 1): OMP stops early below it; 0 = off
     uint32_t window = 128;               ///< window=: a cell stays dense until as many queries have seen it
     uint32_t sinks = 4;                  ///< sinks=: positions at the start that stay dense
@@ -62,6 +66,13 @@ struct Options {
     Measure measure = Measure::kOff;     ///< measure=off|error|time, for evaluation
 
     bool operator==(const Options&) const = default;
+
+    /// Whether this layer is to be compressed.
+    bool takes_layer(uint32_t layer) const {
+        return layers.empty() || std::any_of(layers.begin(), layers.end(), [&](const auto& range) {
+                   return layer >= range.first && layer <= range.second;
+               });
+    }
 
     /// Whether rows are evicted. Then there is no window, and no sinks unless they are given.
     bool evicts() const {

@@ -99,6 +99,7 @@ TEST(OptionsTest, RoundTrips) {
                              "budget=0.3333333333333333",
                              "relative_error=0.1",
                              "crossover=0",
+                             "layers=0-3+7+9-29",
                              "codec=h2o,budget=20%",
                              "mode=strict,codec=pyramidkv,sinks=4",
                              "codec=snapkv,sinks=4",
@@ -112,6 +113,18 @@ TEST(OptionsTest, RoundTrips) {
                              "mode=strict,codec=zipcache"}) {
         const Options options = parse_options(text);
         EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
+    }
+}
+
+TEST(OptionsTest, LayersAreASumOfRanges) {
+    const Options options = parse_options("layers=0-3+7");
+    for (uint32_t layer = 0; layer < 10; ++layer) {
+        EXPECT_EQ(options.takes_layer(layer), layer <= 3 || layer == 7) << layer;
+        EXPECT_TRUE(Options().takes_layer(layer));
+    }
+    EXPECT_EQ(to_string(options), "layers=0-3+7");
+    for (const char* text : {"layers=", "layers=3-1", "layers=1+", "layers=-1", "layers=1-", "layers=x", "layers=+1"}) {
+        EXPECT_NE(error_of(text).find("give layers and ranges of them"), std::string::npos) << text;
     }
 }
 

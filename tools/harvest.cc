@@ -296,6 +296,13 @@ size_t kept_tokens(const std::vector<std::vector<llama_token>>& windows) {
     return n;
 }
 
+std::vector<std::vector<llama_token>> longest_sequences(std::vector<std::vector<llama_token>> sequences) {
+    constexpr size_t kSamples = 4;
+    std::ranges::stable_sort(sequences, std::ranges::greater(), &std::vector<llama_token>::size);
+    sequences.resize(std::min(sequences.size(), kSamples));
+    return sequences;
+}
+
 /// Temperature 1 with min-p.
 llama_token sample(const float* logits, size_t n_vocab, std::mt19937_64& random) {
     const float largest = *std::max_element(logits, logits + n_vocab);
@@ -371,6 +378,7 @@ class Harvester::Implementation {
     Harvest harvest() {
         const size_t n_tokens = windows_.empty() ? write_text() : read_text();
         Harvest result = collector_.finish();
+        result.samples = longest_sequences(windows_.empty() ? std::move(written_) : windows_);
         result.n_tokens = n_tokens;
         if (windows_.empty()) {
             result.source = fmt::format("{} sequences sampled from the model", kSequences);
@@ -445,6 +453,7 @@ class Harvester::Implementation {
         const size_t n_vocab = static_cast<size_t>(llama_vocab_n_tokens(vocab()));
         struct Sequence {
             std::mt19937_64 random;
+            std::vector<llama_token> tokens;   // so far
             std::vector<llama_token> pending;  // given, not sampled
             llama_pos position = 0;
             llama_token next = 0;
@@ -453,6 +462,7 @@ class Harvester::Implementation {
         const auto restart = [&](size_t s) {
             Sequence& sequence = sequences[s];
             llama_memory_seq_rm(llama_get_memory(context.get()), static_cast<llama_seq_id>(s), -1, -1);
+            written_.push_back(std::exchange(sequence.tokens, {}));
             sequence.position = 0;
             sequence.next = random_token(n_vocab, sequence.random);
             sequence.pending.clear();
@@ -470,6 +480,7 @@ class Harvester::Implementation {
             batch.clear();
             for (size_t s = 0; s < kSequences; ++s) {
                 batch.add(sequences[s].next, sequences[s].position, s, true);
+                sequences[s].tokens.push_back(sequences[s].next);
                 done += sequences[s].position >= kSinks;
             }
             decode(context.get(), batch);
@@ -490,6 +501,9 @@ class Harvester::Implementation {
             }
             report(done, options_.n_tokens);
         }
+        for (Sequence& sequence : sequences) {
+            written_.push_back(std::move(sequence.tokens));
+        }
         return done;
     }
 
@@ -508,7 +522,8 @@ class Harvester::Implementation {
     HarvestOptions options_;
     LlamaModel model_;
     Collector collector_;
-    std::vector<std::vector<llama_token>> windows_;
+    std::vector<std::vector<llama_token>> windows_;  // of the text that is given
+    std::vector<std::vector<llama_token>> written_;  // by the model
 };
 
 Harvester::Harvester(const ModelInfo& model, const HarvestOptions& options)

@@ -48,10 +48,11 @@ struct HarvestedLayer {
 };
 
 struct Harvest {
-    std::vector<HarvestedLayer> layers;  ///< ascending
-    std::vector<std::string> skipped;    ///< one line for each layer that cannot be coded, and why
-    uint64_t n_tokens = 0;               ///< tokens whose rows were kept
-    std::string source;                  ///< what the text was, for people
+    std::vector<HarvestedLayer> layers;         ///< ascending
+    std::vector<std::string> skipped;           ///< one line for each layer that cannot be coded, and why
+    uint64_t n_tokens = 0;                      ///< tokens whose rows were kept
+    std::string source;                         ///< what the text was, for people
+    std::vector<std::vector<int32_t>> samples;  ///< some of its longest sequences of tokens
 };
 
 struct HarvestOptions {

@@ -27,7 +27,9 @@
 #include "kvcodec/learn/principal_components.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
+#include "tools/plugin_path.h"
 #include "tools/progress.h"
+#include "tools/sensitivity.h"
 
 namespace kvcodec {
 
@@ -45,6 +47,7 @@ struct TrainOptions {
     size_t sweeps = 8;
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     size_t ctx_size = 512;
+    size_t sensitivity_tokens = 256;
     uint64_t seed = 0;
 };
 
@@ -206,12 +209,49 @@ Harvest harvest_rows(const ModelInfo& model, const TrainOptions& options) {
     return harvest;
 }
 
+/// Adds to the artifact what plan_budget() goes by. It is of use without: nothing here is an error.
+void add_sensitivity(Artifact& artifact, const Harvest& harvest, const TrainOptions& options) {
+    SensitivityOptions measurement{options.model, {}, {}, options.n_threads, {}};
+    size_t n_tokens = 0;
+    for (const std::vector<int32_t>& sample : harvest.samples) {
+        const size_t n = std::min(sample.size(), options.sensitivity_tokens - n_tokens);
+        constexpr size_t kFewest = 32;
+        if (n >= kFewest) {
+            measurement.sequences.emplace_back(sample.begin(), sample.begin() + static_cast<std::ptrdiff_t>(n));
+            n_tokens += n;
+        }
+    }
+    if (measurement.sequences.empty() || InterruptGuard::interrupted()) {
+        return;
+    }
+    try {
+        measurement.plugin = find_plugin("");
+        Progress progress("measuring how sensitive layers are");
+        measurement.progress = [&](size_t done, size_t total) {
+            progress.update(done, total, fmt::format("layer {} of {}", done, total));
+            if (InterruptGuard::interrupted()) {
+                throw Error("interrupted");
+            }
+        };
+        measure_sensitivity(artifact, measurement);
+        write_artifact(artifact, options.output);
+        progress.finish(fmt::format("{} layers over {} tokens", artifact.layers.size(), n_tokens));
+    } catch (const Error& error) {
+        fmt::print(stderr, "budgets will count all layers alike, their sensitivity is not measured: {}\n",
+                   error.what());
+    }
+}
+
 void print_errors(const Artifact& artifact) {
     double k_sum = 0.0, v_sum = 0.0;
-    fmt::print("Held-out error at s={}, ||x - x̂|| / ||x|| without the mean\nlayer       K       V\n",
-               artifact.training_sparsity);
+    const bool measured = artifact.layers.front().k.sensitivity > 0;
+    fmt::print("Held-out error at s={}, ||x - x̂|| / ||x|| without the mean{}\nlayer       K       V{}\n",
+               artifact.training_sparsity,
+               measured ? "; sensitivity: KL divergence for a relative squared error of 1" : "",
+               measured ? "  sensitivity: K       V" : "");
     for (const LayerArtifact& layer : artifact.layers) {
-        fmt::print("{:5}  {:6.3f}  {:6.3f}\n", layer.layer, layer.k.heldout_error, layer.v.heldout_error);
+        fmt::print("{:5}  {:6.3f}  {:6.3f}{}\n", layer.layer, layer.k.heldout_error, layer.v.heldout_error,
+                   measured ? fmt::format("         {:7.4f} {:7.4f}", layer.k.sensitivity, layer.v.sensitivity) : "");
         k_sum += layer.k.heldout_error;
         v_sum += layer.v.heldout_error;
     }
@@ -245,6 +285,7 @@ void train(TrainOptions options) {
         throw Error(fmt::format("no layer of {} can be coded; nothing was written", options.model));
     }
     write_artifact(artifact, options.output);
+    add_sensitivity(artifact, harvest, options);
     print_errors(artifact);
     if (InterruptGuard::interrupted()) {
         fmt::print(stderr,
@@ -278,6 +319,11 @@ void add_train_command(CLI::App& app) {
     command->add_option("--threads", options->n_threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--ctx-size", options->ctx_size, "Tokens of a training sequence")
         ->check(CLI::Range(32, 1 << 20))
+        ->capture_default_str();
+    command
+        ->add_option("--sensitivity-tokens", options->sensitivity_tokens,
+                     "Tokens to measure with how much errors in each layer matter; 0: do not")
+        ->check(CLI::Range(0, 1 << 20))
         ->capture_default_str();
     command->add_option("--seed", options->seed, "Seed of all random choices")->capture_default_str();
     command->callback([options] { train(*options); });

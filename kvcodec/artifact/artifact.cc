@@ -146,6 +146,9 @@ std::string find_fault(const SideArtifact& side, uint32_t n_head_kv) {
     if (!(side.heldout_error >= 0.0F && side.heldout_error <= kMaxHeldoutError)) {
         return "the held-out error is not a usable number";
     }
+    if (!(side.sensitivity >= 0.0F && std::isfinite(side.sensitivity))) {
+        return "the sensitivity is not a usable number";
+    }
     return find_basis_fault(side, n_head_kv);
 }
 
@@ -202,6 +205,9 @@ void validate(const Artifact& artifact, const std::string& path) {
 void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact& side, std::string_view prefix) {
     const auto name = [&](std::string_view field) { return fmt::format("{}.{}", prefix, field); };
     writer.set_f32(layer_key(layer.layer, name("heldout_error")), side.heldout_error);
+    if (side.sensitivity != 0.0F) {
+        writer.set_f32(layer_key(layer.layer, name("sensitivity")), side.sensitivity);
+    }
     writer.add_f16_tensor(tensor_name(layer.layer, name("atoms")), std::array<uint64_t, 2>{side.dim, side.n_atoms},
                           side.atoms);
     writer.add_f32_tensor(tensor_name(layer.layer, name("mean")), std::array<uint64_t, 2>{side.dim, layer.n_head_kv},
@@ -334,6 +340,10 @@ class ArtifactReader {
         side.mean = copy<float>(mean);
         side.levels = copy<float>(tensor(name("levels"), kGgmlF32, 1));
         side.heldout_error = get_float(layer_key(layer.layer, fmt::format("{}.heldout_error", prefix)));
+        if (const std::string key = layer_key(layer.layer, fmt::format("{}.sensitivity", prefix));
+            file_.find_value(key) != nullptr) {
+            side.sensitivity = get_float(key);
+        }
         if (file_.find_tensor(name("basis")) != nullptr || file_.find_tensor(name("variance")) != nullptr) {
             const GgufTensor& basis = tensor(name("basis"), kGgmlF16, 3);
             const GgufTensor& variance = tensor(name("variance"), kGgmlF32, 2);

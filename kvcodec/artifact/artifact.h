@@ -22,6 +22,9 @@ struct SideArtifact {
     std::vector<float> levels;    ///< [kLevels] ascending magnitudes in (0, 1]: codebook of the 4-bit coefficients
     /// sqrt(sum ||x - x̂||² / sum ||x||²) over held-out rows, mean removed, at the training sparsity.
     float heldout_error = 0.0F;
+    /// Nats of KL divergence that the model's predictions lose for a relative squared error of 1 on this side alone, by
+    /// a measurement at a small error. 0: not measured.
+    float sensitivity = 0.0F;
     /// [n_head_kv, dim, dim] IEEE half precision: row j of a head is its j-th principal direction (of K: before RoPE),
     /// unit L2 norm, orthogonal to the others. Empty: none, as in older artifacts.
     std::vector<uint16_t> basis;

@@ -41,6 +41,7 @@ SideArtifact make_side(uint32_t dim, uint32_t n_atoms, uint32_t n_head_kv) {
         side.levels.push_back(static_cast<float>(i) / SideArtifact::kLevels);
     }
     side.heldout_error = 0.25F;
+    side.sensitivity = 0.5F;
     return side;
 }
 
@@ -181,6 +182,8 @@ TEST_F(ArtifactTest, RefusesInsaneNumbers) {
     expect_refused([&](Artifact& a) { a.layers[0].k.levels[7] = nan; }, "levels");
     expect_refused([](Artifact& a) { a.layers[0].k.levels.pop_back(); }, "wrong size");
     expect_refused([&](Artifact& a) { a.layers[0].k.heldout_error = nan; }, "held-out");
+    expect_refused([&](Artifact& a) { a.layers[0].v.sensitivity = nan; }, "sensitivity");
+    expect_refused([&](Artifact& a) { a.layers[0].v.sensitivity = -1.0F; }, "sensitivity");
     expect_refused([](Artifact& a) { a.layers[0].rope.n_dims = 6; }, "rotated dimensions");
     expect_refused([](Artifact& a) { a.layers[0].rope.n_dims = 3; }, "rotated dimensions");
     expect_refused([](Artifact& a) { a.layers[1].rope.n_dims = 2; }, "rotated dimensions");

@@ -1,0 +1,177 @@
+#include "kvcodec/plan/budget_plan.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <array>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "kvcodec/codec/scalar/scalar_codec.h"
+#include "kvcodec/codec/transform/transform_codec.h"
+#include "kvcodec/error.h"
+#include "kvcodec/plan/allocation.h"
+
+namespace kvcodec {
+
+namespace {
+
+constexpr std::array<uint32_t, 4> kScalarBits = {2, 3, 4, 8};
+constexpr size_t kFewestTransformBytes = 2;
+// The scalar codec reads faster: it is taken unless it loses clearly more.
+constexpr double kScalarBias = 0.9;
+
+bool fits(size_t code_bytes, double budget, size_t dim) {
+    return static_cast<double>(code_bytes) <= budget * static_cast<double>(dim * sizeof(uint16_t)) + 1e-9;
+}
+
+size_t scalar_bytes(size_t dim, uint32_t bits) {
+    return dim * bits / 8 + 1;
+}
+
+bool has_directions(const LayerArtifact& layer) {
+    return !layer.k.variance.empty() && !layer.v.variance.empty();
+}
+
+bool each_side_fits(const Artifact& artifact, const Options& options, double budget, uint32_t bits) {
+    return std::ranges::all_of(artifact.layers, [&](const LayerArtifact& layer) {
+        return !options.takes_layer(layer.layer) || (fits(scalar_bytes(layer.k.dim, bits), budget, layer.k.dim) &&
+                                                     fits(scalar_bytes(layer.v.dim, bits), budget, layer.v.dim));
+    });
+}
+
+// Whether codec=auto is asked for what only the dictionary or fixed bits can give.
+bool asks_for_more(const Options& options) {
+    const Options defaults;
+    return options.s_k || options.s_v || options.bits_k || options.bits_v ||
+           options.relative_error != defaults.relative_error || options.coefficients != defaults.coefficients ||
+           options.layout != defaults.layout;
+}
+
+bool takes_transform(const Artifact& artifact, const Options& options, double budget) {
+    return options.codec == Options::CodecChoice::kTransform ||
+           (options.codec == Options::CodecChoice::kAuto && !each_side_fits(artifact, options, budget, 3) &&
+            std::ranges::all_of(artifact.layers, has_directions));
+}
+
+// Share of the variance of all heads that transform codes of each size lose, from kFewestTransformBytes on.
+std::vector<double> transform_losses(const SideArtifact& side, size_t n_heads) {
+    const size_t most = TransformCodec::max_code_bytes(side.dim);
+    std::vector<double> losses(most + 1 - kFewestTransformBytes);
+    double total = 0;
+    for (size_t head = 0; head < n_heads; ++head) {
+        const std::span<const float> variance = std::span(side.variance).subspan(head * side.dim, side.dim);
+        const double energy = std::accumulate(variance.begin(), variance.end(), 0.0);
+        total += energy;
+        for (size_t i = 0; i < losses.size(); ++i) {
+            losses[i] += energy * TransformCodec::expected_loss(variance, kFewestTransformBytes + i);
+        }
+    }
+    for (double& loss : losses) {
+        loss = total == 0 ? 0 : loss / total;
+    }
+    return losses;
+}
+
+bool suits_transform(const SideArtifact& side) {
+    return side.dim % 16 == 0 && side.dim <= TransformFormat::kMaxDim;
+}
+
+// One side of one layer: all that it may be coded by.
+struct Side {
+    const SideArtifact* artifact = nullptr;
+    size_t n_heads = 0;
+    bool scalar = false;
+    bool transform = false;
+    std::optional<uint32_t> bits;  // asked for
+
+    std::vector<SidePlan> plans() const {
+        std::vector<SidePlan> plans;
+        for (const uint32_t candidate : kScalarBits) {
+            if (scalar && candidate == bits.value_or(candidate)) {
+                plans.push_back({candidate, scalar_bytes(artifact->dim, candidate), scalar_loss(candidate)});
+            }
+        }
+        if (transform) {
+            const std::vector<double> losses = transform_losses(*artifact, n_heads);
+            for (size_t i = 0; i < losses.size(); ++i) {
+                const size_t code_bytes = kFewestTransformBytes + i;
+                if (!bits || code_bytes == scalar_bytes(artifact->dim, *bits)) {
+                    plans.push_back({std::nullopt, code_bytes, losses[i]});
+                }
+            }
+        }
+        return plans;
+    }
+};
+
+}  // namespace
+
+double scalar_loss(uint32_t bits) {
+    switch (bits) {
+        case 2:
+            return 0.1175;
+        case 3:
+            return 0.03454;
+        case 4:
+            return 0.009497;
+        default:
+            return 1e-4;
+    }
+}
+
+bool is_planned(const Artifact& artifact, const Options& options, double budget) {
+    switch (options.codec) {
+        case Options::CodecChoice::kScalar:
+        case Options::CodecChoice::kTransform:
+            return true;
+        case Options::CodecChoice::kAuto:
+            return !asks_for_more(options) &&
+                   (takes_transform(artifact, options, budget) || each_side_fits(artifact, options, budget, 2));
+        default:
+            return false;
+    }
+}
+
+std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Options& options, double budget) {
+    const bool transform = takes_transform(artifact, options, budget);
+    std::vector<std::vector<SidePlan>> plans;
+    std::vector<std::vector<Offer>> offers;
+    std::vector<uint32_t> layers;
+    size_t f16_bytes = 0;
+    const bool measured = std::ranges::all_of(
+        artifact.layers, [](const LayerArtifact& layer) { return layer.k.sensitivity > 0 && layer.v.sensitivity > 0; });
+    for (const LayerArtifact& layer : artifact.layers) {
+        if (!options.takes_layer(layer.layer)) {
+            continue;
+        }
+        if (transform && !has_directions(layer)) {
+            throw Error("the artifact has no principal directions; make a new one with `kvcodec train`");
+        }
+        layers.push_back(layer.layer);
+        for (const SideArtifact* side : {&layer.k, &layer.v}) {
+            const bool is_k = side == &layer.k;
+            const bool suits = transform && suits_transform(*side);
+            const Side choice{side, layer.n_head_kv, !(suits && is_k), suits && (is_k || !options.bits_v),
+                              is_k ? options.bits_k : options.bits_v};
+            plans.push_back(choice.plans());
+            std::vector<Offer>& all = offers.emplace_back();
+            for (const SidePlan& plan : plans.back()) {
+                const double bias = plan.scalar_bits && choice.transform ? kScalarBias : 1.0;
+                all.push_back(
+                    {plan.code_bytes * layer.n_head_kv, plan.loss * bias * (measured ? side->sensitivity : 1.0)});
+            }
+            f16_bytes += side->dim * layer.n_head_kv * sizeof(uint16_t);
+        }
+    }
+    const std::vector<size_t> chosen =
+        allocate(offers, static_cast<size_t>(budget * static_cast<double>(f16_bytes) + 1e-9));
+    std::map<uint32_t, LayerPlan> planned;
+    for (size_t i = 0; i < layers.size(); ++i) {
+        planned[layers[i]] = {plans[2 * i][chosen[2 * i]], plans[2 * i + 1][chosen[2 * i + 1]]};
+    }
+    return planned;
+}
+
+}  // namespace kvcodec

@@ -1,0 +1,42 @@
+// From an artifact and a budget to a codec for K and V of each layer: the budget solver.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+
+#include "kvcodec/artifact/artifact.h"
+#include "kvcodec/options.h"
+
+namespace kvcodec {
+
+/// How one side of a layer is coded.
+struct SidePlan {
+    std::optional<uint32_t> scalar_bits;  ///< by the scalar codec; nothing: by the transform
+    size_t code_bytes = 0;                ///< of one head's vector
+    double loss = 0;                      ///< expected share of the variance around the mean
+};
+
+struct LayerPlan {
+    SidePlan k;
+    SidePlan v;
+};
+
+/// Whether the options leave it to plan_budget() how this artifact's layers are coded: with codec=scalar and transform,
+/// and with auto unless it asks for something of the dictionary or needs one to fit the budget.
+bool is_planned(const Artifact& artifact, const Options& options, double budget);
+
+/// Shares out the bytes of a token, `budget` of its f16 bytes, so that the sum of expected losses, each times how
+/// sensitive the model is to it (SideArtifact::sensitivity), is least. codec=scalar: whole bits. codec=transform: keys
+/// by the transform, values by whichever loses less, where the scalar codec, which is faster, counts as losing a tenth
+/// less. codec=auto: scalar from 3 bits an element on, below that as transform. bits_k and bits_v fix a side.
+/// By layer, those that options.layers names. Throws Error where a transform is asked for and the artifact has no
+/// principal directions.
+std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Options& options, double budget);
+
+/// Share of a Gaussian's variance that the scalar codec loses (Max 1960, table I); bits: 2, 3, 4 or 8.
+double scalar_loss(uint32_t bits);
+
+}  // namespace kvcodec

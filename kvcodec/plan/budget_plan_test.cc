@@ -1,0 +1,125 @@
+#include "kvcodec/plan/budget_plan.h"
+
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "kvcodec/error.h"
+
+namespace kvcodec {
+namespace {
+
+constexpr uint32_t kDim = 64;
+constexpr uint32_t kHeads = 3;
+
+// Variances that fall by the factor `decay` from one direction to the next.
+SideArtifact side(double decay, float sensitivity) {
+    SideArtifact side;
+    side.dim = kDim;
+    side.sensitivity = sensitivity;
+    for (uint32_t head = 0; head < kHeads; ++head) {
+        for (uint32_t i = 0; i < kDim; ++i) {
+            side.variance.push_back(static_cast<float>(std::pow(decay, i)));
+        }
+    }
+    return side;
+}
+
+Artifact artifact(std::initializer_list<std::pair<SideArtifact, SideArtifact>> layers) {
+    Artifact artifact;
+    for (const auto& [k, v] : layers) {
+        artifact.layers.push_back({static_cast<uint32_t>(artifact.layers.size()), kHeads, {}, k, v});
+    }
+    return artifact;
+}
+
+double rate(const std::map<uint32_t, LayerPlan>& plan) {
+    double bytes = 0;
+    for (const auto& [layer, sides] : plan) {
+        bytes += static_cast<double>(sides.k.code_bytes + sides.v.code_bytes);
+    }
+    return bytes / static_cast<double>(plan.size() * 2 * kDim * 2);
+}
+
+TEST(BudgetPlan, GivesFragileSidesMore) {
+    const Artifact fragile =
+        artifact({{side(0.9, 1), side(1, 1)}, {side(0.9, 1), side(1, 8)}, {side(0.9, 1), side(1, 1)}});
+    for (const char* codec : {"codec=scalar", "codec=transform", ""}) {
+        for (const double budget : {0.145, 0.22, 0.3}) {
+            const auto plan = plan_budget(fragile, parse_options(codec), budget);
+            ASSERT_EQ(plan.size(), 3U);
+            EXPECT_LE(rate(plan), budget);
+            EXPECT_GT(rate(plan), budget - 0.02) << codec << budget;
+            EXPECT_GT(plan.at(1).v.code_bytes, plan.at(0).v.code_bytes) << codec << budget;
+            EXPECT_GE(plan.at(1).v.code_bytes, plan.at(2).v.code_bytes) << codec << budget;
+        }
+    }
+}
+
+TEST(BudgetPlan, WithoutMeasurementsAllSidesCountAlike) {
+    Artifact unmeasured = artifact({{side(0.9, 0), side(1, 5)}, {side(0.9, 1), side(1, 1)}});
+    const auto plan = plan_budget(unmeasured, parse_options("codec=scalar"), 0.2);
+    for (const auto& [layer, sides] : plan) {
+        EXPECT_EQ(sides.k.scalar_bits, 3U);
+        EXPECT_EQ(sides.v.scalar_bits, 3U);
+    }
+}
+
+TEST(BudgetPlan, AutoTakesTheTransformWhereThreeBitsDoNotFit) {
+    const Artifact two = artifact({{side(0.9, 1), side(0.99, 1)}, {side(0.9, 1), side(0.99, 1)}});
+    for (const auto& [layer, sides] : plan_budget(two, Options(), 0.20)) {
+        EXPECT_TRUE(sides.k.scalar_bits && sides.v.scalar_bits);
+    }
+    for (const auto& [layer, sides] : plan_budget(two, Options(), 0.15)) {
+        EXPECT_FALSE(sides.k.scalar_bits);
+        EXPECT_TRUE(sides.v.scalar_bits);  // little concentrated: not worth the slower codec
+    }
+    for (const auto& [layer, sides] : plan_budget(two, Options(), 0.08)) {
+        EXPECT_FALSE(sides.k.scalar_bits || sides.v.scalar_bits);
+    }
+    Artifact old = two;
+    old.layers[1].k.variance.clear();
+    EXPECT_TRUE(is_planned(old, Options(), 0.15));
+    EXPECT_EQ(plan_budget(old, Options(), 0.134).at(0).k.scalar_bits, 2U);
+    EXPECT_FALSE(is_planned(old, Options(), 0.08));  // left to the dictionary
+    EXPECT_THROW(plan_budget(old, parse_options("codec=transform"), 0.15), Error);
+}
+
+TEST(BudgetPlan, BitsFixASide) {
+    const Artifact two = artifact({{side(0.9, 1), side(0.9, 1)}, {side(0.9, 1), side(0.9, 9)}});
+    for (const auto& [layer, sides] : plan_budget(two, parse_options("codec=scalar,bits_v=4"), 0.2)) {
+        EXPECT_EQ(sides.v.scalar_bits, 4U);
+        EXPECT_LE(*sides.k.scalar_bits, 3U);
+    }
+    for (const auto& [layer, sides] : plan_budget(two, parse_options("codec=transform,bits_k=2"), 0.2)) {
+        EXPECT_FALSE(sides.k.scalar_bits);
+        EXPECT_EQ(sides.k.code_bytes, kDim / 4 + 1);
+    }
+    for (const auto& [layer, sides] : plan_budget(two, parse_options("codec=transform,bits_v=8"), 0.35)) {
+        EXPECT_EQ(sides.v.scalar_bits, 8U);
+    }
+    EXPECT_FALSE(is_planned(two, parse_options("bits=3"), 0.2));
+    EXPECT_FALSE(is_planned(two, parse_options("s=8"), 0.2));
+    EXPECT_FALSE(is_planned(two, parse_options("codec=dictionary"), 0.2));
+    EXPECT_FALSE(is_planned(two, parse_options("codec=kivi"), 0.2));
+}
+
+TEST(BudgetPlan, PlansOnlyTheLayersAskedFor) {
+    const Artifact three =
+        artifact({{side(0.9, 1), side(1, 1)}, {side(0.9, 1), side(1, 1)}, {side(0.9, 1), side(1, 1)}});
+    const auto plan = plan_budget(three, parse_options("layers=0+2"), 0.25);
+    EXPECT_EQ(plan.size(), 2U);
+    EXPECT_FALSE(plan.contains(1));
+    EXPECT_LE(rate(plan), 0.25);
+}
+
+TEST(BudgetPlan, HeadsThatTheTransformCannotCodeStayScalar) {
+    Artifact odd = artifact({{side(0.9, 1), side(0.9, 1)}});
+    odd.layers[0].k.dim = 40;
+    odd.layers[0].k.variance.resize(40 * kHeads);
+    const auto plan = plan_budget(odd, parse_options("codec=transform"), 0.2);
+    EXPECT_TRUE(plan.at(0).k.scalar_bits);
+}
+
+}  // namespace
+}  // namespace kvcodec

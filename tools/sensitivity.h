@@ -1,0 +1,27 @@
+// How much the model's predictions suffer from errors in K or V of each layer.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kvcodec/artifact/artifact.h"
+
+namespace kvcodec {
+
+struct SensitivityOptions {
+    std::string model;                            ///< path
+    std::string plugin;                           ///< path
+    std::vector<std::vector<int32_t>> sequences;  ///< of tokens; predictions after the first quarter of each count
+    size_t n_threads = 1;
+    std::function<void(size_t done, size_t total)> progress;  ///< may throw to stop
+};
+
+/// Fills in SideArtifact::sensitivity of every layer: the mean KL divergence from an f16 cache when that side alone is
+/// coded with 2 bits by the scalar codec, over the share of the variance that this loses. Two passes of the model over
+/// the sequences for each layer. Throws Error; the artifact is changed only when all is measured.
+void measure_sensitivity(Artifact& artifact, const SensitivityOptions& options);
+
+}  // namespace kvcodec

@@ -308,14 +308,10 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         trained = &*found;
     }
     const bool has_k_mean = trained != nullptr ? has_nonzero(trained->k.mean) : has_nonzero(facts.k_origin.bias);
-    if (opaque && has_k_mean) {
-        return {{}, "its keys have a bias under a RoPE of a kind that kvcodec does not know"};
-    }
     const auto planned = plan_.find(facts.layer);
     const bool transform = trained != nullptr && planned != plan_.end() && !planned->second.k.scalar_bits;
-    if (transform && opaque) {
-        return {{},
-                "its keys go through a RoPE of a kind that kvcodec does not know; codec=scalar needs to know nothing"};
+    if (opaque && (has_k_mean || transform)) {
+        return {{}, "its keys, or their mean, would have to be turned back under a RoPE that kvcodec does not know"};
     }
     try {
         Choice choice;

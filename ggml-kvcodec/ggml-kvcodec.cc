@@ -148,7 +148,10 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
     }
     settings().explained = true;
     context_of(buffer).cache.add_root(tensor, layer, is_key);
-    buffer->buft = cache_buffer_type();
+    if (buffer->buft != cache_buffer_type()) {
+        buffer->buft = cache_buffer_type();
+        context_of(buffer).memory.use_small_pages();
+    }
     return GGML_STATUS_SUCCESS;
 }
 
@@ -222,7 +225,7 @@ constexpr ggml_backend_buffer_i kBufferInterface = {
 };
 
 // --- buffer types: plain memory, as the host's own; and, once managed tensors lie in it, memory that the host must not
-// touch. Only the first is ever asked for a buffer.
+// touch. The host chooses the first; of the second it makes buffers only for copies of such memory.
 
 const char* buffer_type_get_name(ggml_backend_buffer_type_t /*type*/) {
     return kName;
@@ -467,25 +470,36 @@ const std::vector<ggml_backend_dev_t>& accelerators() {
     return found;
 }
 
-// Whether the host only asks where a weight should lie: the weight's buffer is of our type, and empty.
-bool asks_for_a_weight(const ggml_tensor* op) {
+// The host asks where a weight should lie: the weight's buffer is of our type, and empty.
+bool lies_in_an_empty_buffer(const ggml_tensor* op) {
     return std::any_of(std::begin(op->src), std::end(op->src), [](const ggml_tensor* source) {
         return source != nullptr && source->buffer != nullptr && source->buffer->size == 0 &&
                source->buffer->buft == buffer_type();
     });
 }
 
+bool has_gpu() {
+    static const bool found = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_GPU) != nullptr;
+    return found;
+}
+
+bool is_weight(const ggml_tensor* tensor) {
+    return tensor != nullptr && tensor->buffer != nullptr && tensor->buffer->usage == GGML_BACKEND_BUFFER_USAGE_WEIGHTS;
+}
+
 // All that the host's CPU can do, so that graphs stay whole. Not: weights, which the host keeps in its own, repacked
-// buffers, and what it has better devices for. Answers depend on buffer types only: the host asks before memory exists.
+// buffers, and what it has better devices for: a GPU takes over large products of weights in the CPU's memory. Answers
+// depend on buffer types only: the host asks before memory exists.
 bool device_supports_op(ggml_backend_dev_t /*device*/, const ggml_tensor* op) {
-    if (asks_for_a_weight(op)) {
+    if (lies_in_an_empty_buffer(op)) {
         return false;
     }
     const bool managed =
         cache_of(op) != nullptr || std::any_of(std::begin(op->src), std::end(op->src),
                                                [](const ggml_tensor* source) { return cache_of(source) != nullptr; });
     const auto serves = [&](ggml_backend_dev_t device) { return ggml_backend_dev_supports_op(device, op); };
-    if (!managed && std::any_of(accelerators().begin(), accelerators().end(), serves)) {
+    if (!managed && (std::any_of(accelerators().begin(), accelerators().end(), serves) ||
+                     (has_gpu() && std::any_of(std::begin(op->src), std::end(op->src), is_weight)))) {
         return false;
     }
     static const ggml_backend_dev_t cpu = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);

@@ -1,11 +1,63 @@
 #include "ggml-kvcodec/host_cpu.h"
 
 #include <algorithm>
+#include <atomic>
+#include <thread>
 
 #include "ggml-impl.h"
 #include "kvcodec/error.h"
 
 namespace kvcodec::host {
+namespace {
+
+std::atomic<int> n_threads_asked_for = 0;
+
+}  // namespace
+
+// The host's own threads, kept between graphs: without a pool, a host that was built without OpenMP starts new ones for
+// each graph.
+class ThreadPool {
+  public:
+    ThreadPool(ggml_backend_reg_t registry, ggml_backend_t backend)
+        : backend_(backend),
+          create_(find<decltype(create_)>(registry, "ggml_threadpool_new")),
+          free_(find<decltype(free_)>(registry, "ggml_threadpool_free")),
+          attach_(find<decltype(attach_)>(registry, "ggml_backend_cpu_set_threadpool")) {}
+    ~ThreadPool() { replace(nullptr); }
+    ThreadPool(const ThreadPool&) = delete;
+    ThreadPool& operator=(const ThreadPool&) = delete;
+
+    void need(int n_threads) {
+        if (n_threads > size_ && create_ != nullptr && free_ != nullptr && attach_ != nullptr) {
+            ggml_threadpool_params params = ggml_threadpool_params_default(n_threads);
+            replace(create_(&params));
+            size_ = n_threads;
+        }
+    }
+
+  private:
+    template <typename F>
+    static F find(ggml_backend_reg_t registry, const char* name) {
+        return reinterpret_cast<F>(ggml_backend_reg_get_proc_address(registry, name));
+    }
+    void replace(ggml_threadpool_t pool) {
+        if (pool_ != nullptr) {
+            attach_(backend_, nullptr);
+            free_(pool_);
+        }
+        pool_ = pool;
+        if (pool_ != nullptr) {
+            attach_(backend_, pool_);
+        }
+    }
+
+    ggml_backend_t backend_;
+    ggml_threadpool_t (*create_)(ggml_threadpool_params*);
+    void (*free_)(ggml_threadpool_t);
+    void (*attach_)(ggml_backend_t, ggml_threadpool_t);
+    ggml_threadpool_t pool_ = nullptr;
+    int size_ = 0;
+};
 
 HostCpu::HostCpu() {
     ggml_backend_dev_t device = ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU);
@@ -24,9 +76,16 @@ HostCpu::HostCpu() {
         throw Error("the host's CPU backend lacks functions that kvcodec needs; use llama.cpp's own");
     }
     set_callback(backend_.get(), should_stop, this);
+    pool_ = std::make_unique<ThreadPool>(registry, backend_.get());
+    const int known = n_threads_asked_for;
+    set_n_threads(known > 0 ? known : static_cast<int>(std::max(1U, std::thread::hardware_concurrency())));
 }
 
+HostCpu::~HostCpu() = default;
+
 void HostCpu::set_n_threads(int n_threads) {
+    n_threads_asked_for = n_threads;
+    pool_->need(n_threads);
     set_n_threads_(backend_.get(), n_threads);
 }
 
@@ -38,9 +97,10 @@ void HostCpu::set_abort_callback(ggml_abort_callback callback, void* data) {
 ggml_tensor* HostCpu::stand_in(size_t i, ggml_tensor* node) {
     if (i == stand_ins_.size()) {
         constexpr bool kNoMemory = true;
-        contexts_.emplace_back(ggml_init({ggml_tensor_overhead(), nullptr, kNoMemory}));
-        StandIn& created = stand_ins_.emplace_back(StandIn{this});
-        created.op = ggml_custom_4d(contexts_.back().get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, serve_stand_in,
+        StandIn& created = stand_ins_.emplace_back();
+        created.cpu = this;
+        created.memory.reset(ggml_init({ggml_tensor_overhead(), nullptr, kNoMemory}));
+        created.op = ggml_custom_4d(created.memory.get(), GGML_TYPE_F32, 1, 1, 1, 1, nullptr, 0, serve_stand_in,
                                     GGML_N_TASKS_MAX, &created);
         created.op->flags |= GGML_TENSOR_FLAG_COMPUTE;
     }
@@ -76,6 +136,7 @@ bool HostCpu::should_stop(void* data) {
 
 ggml_status HostCpu::compute(ggml_cgraph* graph, const IsServed& is_served, const Serve& serve) {
     serve_ = &serve;
+    refused_ = nullptr;
     for (int first = 0; first < graph->n_nodes;) {
         nodes_.assign(graph->nodes + first, graph->nodes + graph->n_nodes);
         size_t n_served = 0;

@@ -117,7 +117,7 @@ void BorrowedTeam::serve(size_t member, size_t size) {
 void BorrowedTeam::run(const std::function<void(size_t)>& work) {
     work_ = &work;
     meet(size_);
-    work(0);
+    [&]() noexcept { work(0); }();
     meet(size_);
 }
 

@@ -15,7 +15,8 @@ class Team {
   public:
     virtual ~Team() = default;
     virtual size_t size() const = 0;
-    /// Calls work(member) for member = 0 .. size()-1, concurrently, and returns when all have finished.
+    /// Calls work(member) for member = 0 .. size()-1, concurrently, and returns when all have finished. An exception
+    /// of `work` ends the program.
     virtual void run(const std::function<void(size_t member)>& work) = 0;
     /// Waits until every member of the team has come here. Only inside run().
     virtual void barrier() = 0;

@@ -35,12 +35,9 @@ class Measurement {
     }
 
     double sensitivity(uint32_t layer, bool is_k) const {
-        const CacheSpec spec =
-            parse_caches(fmt::format("kvcodec:codec=scalar:artifact=none:sinks=4:layers={}:bits_{}={}:"
-                                     "bits_{}=8:log=quiet",
-                                     layer, is_k ? 'k' : 'v', kBits, is_k ? 'v' : 'k'),
-                         {}, "strict")
-                .front();
+        const std::string cache = fmt::format("kvcodec:codec=scalar:sinks=4:log=quiet:layers={}:bits_{}={}:bits_{}=8",
+                                              layer, is_k ? 'k' : 'v', kBits, is_k ? 'v' : 'k');
+        const CacheSpec spec = parse_caches(cache, {options_.artifact}, "strict").front();
         double sum = 0;
         size_t n = 0;
         read(spec, [&](size_t prediction, const float* logits) {

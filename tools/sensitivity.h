@@ -14,6 +14,7 @@ namespace kvcodec {
 struct SensitivityOptions {
     std::string model;                            ///< path
     std::string plugin;                           ///< path
+    std::string artifact;                         ///< path, of the artifact as it is: its means are removed
     std::vector<std::vector<int32_t>> sequences;  ///< of tokens; predictions after the first quarter of each count
     size_t n_threads = 1;
     std::function<void(size_t done, size_t total)> progress;  ///< may throw to stop

@@ -211,7 +211,7 @@ Harvest harvest_rows(const ModelInfo& model, const TrainOptions& options) {
 
 /// Adds to the artifact what plan_budget() goes by. It is of use without: nothing here is an error.
 void add_sensitivity(Artifact& artifact, const Harvest& harvest, const TrainOptions& options) {
-    SensitivityOptions measurement{options.model, {}, {}, options.n_threads, {}};
+    SensitivityOptions measurement{options.model, {}, options.output, {}, options.n_threads, {}};
     size_t n_tokens = 0;
     for (const std::vector<int32_t>& sample : harvest.samples) {
         const size_t n = std::min(sample.size(), options.sensitivity_tokens - n_tokens);

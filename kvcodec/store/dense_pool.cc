@@ -11,7 +11,9 @@ constexpr size_t kTrimPages = 16;
 }  // namespace
 
 DensePool::DensePool(size_t row_bytes, size_t max_rows, bool release_memory)
-    : row_bytes_(row_bytes), release_memory_(release_memory), memory_(row_bytes * max_rows) {}
+    : row_bytes_(row_bytes), release_memory_(release_memory), memory_(row_bytes * max_rows) {
+    memory_.use_small_pages();
+}
 
 void DensePool::count_pages(uint32_t slot, int change) {
     const size_t first = slot * row_bytes_ / Reservation::kPageBytes;

@@ -107,6 +107,8 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     }
     codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
     codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
+    codes_k_.use_small_pages();
+    codes_v_.use_small_pages();
 }
 
 std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {

@@ -32,8 +32,6 @@ Reservation::Reservation(size_t bytes) : bytes_((bytes + kPageBytes - 1) / kPage
         throw Error(fmt::format("cannot reserve {} MiB of address space ({}); lower the context size", bytes_ >> 20,
                                 std::strerror(errno)));
     }
-    // Huge pages would make sparsely touched memory resident.
-    madvise(mapped, bytes_, MADV_NOHUGEPAGE);
     data_ = static_cast<std::byte*>(mapped);
 }
 
@@ -67,6 +65,10 @@ void Reservation::change_access(size_t offset, size_t bytes, int access) {
 void Reservation::protect(size_t offset, size_t bytes) {
     release(offset, bytes);
     change_access(offset, bytes, PROT_NONE);
+}
+
+void Reservation::use_small_pages() {
+    madvise(data_, bytes_, MADV_NOHUGEPAGE);
 }
 
 void Reservation::unprotect(size_t offset, size_t bytes) {

@@ -25,6 +25,9 @@ class Reservation {
     /// Gives whole pages inside [offset, offset + bytes) back and makes them inaccessible: a stray read faults instead
     /// of seeing zeros.
     void protect(size_t offset, size_t bytes);
+    /// Keeps the system from making huge pages of it: they would make memory that is touched here and there resident
+    /// as a whole.
+    void use_small_pages();
     /// Undoes protect() of the same range.
     void unprotect(size_t offset, size_t bytes);
     /// Bytes of pages in memory now.

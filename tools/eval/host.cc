@@ -53,7 +53,8 @@ EvalContext::EvalContext(llama_model* model, const CacheSpec& spec, const Contex
     params.flash_attn_type = LLAMA_FLASH_ATTN_TYPE_ENABLED;
     params.type_k = spec.type_k;
     params.type_v = spec.type_v;
-    params.offload_kqv = true;  // of the host's own caches, too: with codec=none the plug-in leaves all to the host
+    params.offload_kqv =
+        true;  // the host's own caches, too, where there is a plug-in: codec=none leaves them as they are
     params.kv_unified = false;
     context_ = make_llama_context(model, params);
     last_id_ = last_id();

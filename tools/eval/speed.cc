@@ -60,12 +60,13 @@ std::vector<float> steps(const EvalContext& context, TokenBatch& batch, size_t p
     return latencies;
 }
 
-Json measure(const Evaluation& evaluation, const CacheSpec& cache, Progress& progress, size_t& done, size_t total) {
+Json measure(const Evaluation& evaluation, const EvalHost& host, const CacheSpec& cache, Progress& progress,
+             size_t& done, size_t total) {
     const EvalOptions& options = evaluation.options;
-    const size_t n_vocab = evaluation.host.n_vocab();
+    const size_t n_vocab = host.n_vocab();
     const size_t deepest = *std::ranges::max_element(options.depths);
     const ContextShape shape{(deepest + kTokensPerDepth + 255) / 256 * 256, kUbatch, 1};
-    const auto context = evaluation.host.make_context(cache, shape);
+    const auto context = host.make_context(cache, shape);
     TokenBatch batch(kUbatch);
     steps(*context, batch, 0, 1, kTokensPerDepth, n_vocab);  // threads and clock warm up
     context->clear();
@@ -95,13 +96,13 @@ Json measure(const Evaluation& evaluation, const CacheSpec& cache, Progress& pro
 }
 
 /// Tokens a second of several sequences, each at a depth of 1024.
-Json measure_sequences(const Evaluation& evaluation, const CacheSpec& cache) {
+Json measure_sequences(const Evaluation& evaluation, const EvalHost& host, const CacheSpec& cache) {
     constexpr size_t kDepth = 1024;
     constexpr size_t kSteps = 16;
-    const size_t n_vocab = evaluation.host.n_vocab();
+    const size_t n_vocab = host.n_vocab();
     Json result = Json::array();
     for (const size_t n_seq : evaluation.options.sequences) {
-        const auto context = evaluation.host.make_context(cache, {kDepth + 256, kUbatch, n_seq});
+        const auto context = host.make_context(cache, {kDepth + 256, kUbatch, n_seq});
         TokenBatch batch(kUbatch);
         for (size_t s = 0; s < n_seq; ++s) {
             fill(*context, batch, 0, kDepth, s, n_vocab);
@@ -176,13 +177,16 @@ void run_speed(Evaluation& evaluation) {
         return;
     }
     Progress progress(fmt::format("speed of {} caches", caches.size()));
+    // Caches of the host run without the plug-in, as they do where there is none.
+    const EvalHost bare(evaluation.host.info().path, {}, evaluation.host.n_threads());
     size_t done = 0;
     Json f16;  // of this run; kept in each result, because a later run replaces f16's own
     for (const CacheSpec& cache : caches) {
         const CacheSpec live = as_users_run(cache);
-        Json result = measure(evaluation, live, progress, done, caches.size() * options.depths.size());
+        const EvalHost& host = cache.plugin ? evaluation.host : bare;
+        Json result = measure(evaluation, host, live, progress, done, caches.size() * options.depths.size());
         const double prompt_ms = result["depths"].back()["prompt_ms_so_far"].get<double>();
-        result["sequences"] = measure_sequences(evaluation, live);
+        result["sequences"] = measure_sequences(evaluation, host, live);
         if (cache.is_reference()) {
             for (const char* key : {"depths", "sequences", "intercept_ms", "slope_us_per_token"}) {
                 if (result.contains(key)) {

@@ -36,6 +36,43 @@ constexpr size_t kMaxBatch = 512;
 // No tokenizer makes a window of n tokens out of more bytes than n times this in ordinary text.
 constexpr size_t kMaxBytesPerToken = 16;
 
+// What sequences begin with: text of many kinds. From random tokens, models write more nonsense than users do, and keys
+// and values of nonsense are distributed differently.
+constexpr std::string_view kOpenings[] = {
+    "The history of the city begins in",
+    "In 1912, the government of",
+    "She closed the door behind her and",
+    "Chapter 1\n\n",
+    "The album was released on",
+    "Scientists have discovered that",
+    "According to the report, the company",
+    "The species is found in",
+    "\"I don't think so,\" he said.",
+    "# Introduction\n\nThis document describes",
+    "def parse(text):\n    \"\"\"",
+    "#include <stdio.h>\n\nint main(",
+    "import React from 'react';\n\nexport",
+    "SELECT name, COUNT(*) FROM",
+    "Question: If a train travels 60 miles in",
+    "Theorem 1. Let f be a continuous function",
+    "Dear Sir or Madam,\n\n",
+    "Ingredients:\n- 2 cups of",
+    "Step 1: Open the",
+    "The patient was treated with",
+    "The court held that the defendant",
+    "Once upon a time, there was a",
+    "Yesterday the national team won",
+    "The battle took place near",
+    "In economics, inflation is",
+    "The film tells the story of",
+    "Le premier ministre a",
+    "Die Stadt liegt im",
+    "La historia de",
+    "A list of things to do before",
+    "User: How do I fix my",
+    "Climate change is one of",
+};
+
 // ---- what the graph says -------------------------------------------------------------------------------------------
 
 /// The cache tensor that a node writes to: side 'k' or 'v' and the layer.
@@ -446,8 +483,8 @@ class Harvester::Implementation {
         return done;
     }
 
-    // The model continues random tokens (as LLM-QAT does, arXiv 2305.17888, section 3.1). A sequence that has ended or
-    // is full makes room for a new one. Returns the number of tokens kept.
+    // The model continues the openings (LLM-QAT, arXiv 2305.17888, section 3.1, has it continue random tokens). A
+    // sequence that has ended or is full makes room for a new one. Returns the number of tokens kept.
     size_t write_text() {
         const LlamaContext context = make_context(kSequences, kSequences);
         const size_t n_vocab = static_cast<size_t>(llama_vocab_n_tokens(vocab()));
@@ -459,16 +496,17 @@ class Harvester::Implementation {
             llama_token next = 0;
         };
         std::vector<Sequence> sequences(kSequences);
+        size_t n_begun = 0;
         const auto restart = [&](size_t s) {
             Sequence& sequence = sequences[s];
             llama_memory_seq_rm(llama_get_memory(context.get()), static_cast<llama_seq_id>(s), -1, -1);
             written_.push_back(std::exchange(sequence.tokens, {}));
             sequence.position = 0;
-            sequence.next = random_token(n_vocab, sequence.random);
-            sequence.pending.clear();
-            if (llama_vocab_get_add_bos(vocab())) {
-                sequence.pending.push_back(std::exchange(sequence.next, llama_vocab_bos(vocab())));
-            }
+            // Last token first.
+            sequence.pending = tokenize(vocab(), kOpenings[n_begun++ % std::size(kOpenings)], true, false);
+            std::ranges::reverse(sequence.pending);
+            sequence.next = sequence.pending.back();
+            sequence.pending.pop_back();
         };
         for (size_t s = 0; s < kSequences; ++s) {
             sequences[s].random.seed(options_.seed * kSequences + s);
@@ -505,18 +543,6 @@ class Harvester::Implementation {
             written_.push_back(std::move(sequence.tokens));
         }
         return done;
-    }
-
-    llama_token random_token(size_t n_vocab, std::mt19937_64& random) const {
-        constexpr int kTries = 100;
-        llama_token token = 0;
-        for (int i = 0; i < kTries; ++i) {
-            token = static_cast<llama_token>(random() % n_vocab);
-            if (!llama_vocab_is_control(vocab(), token) && !llama_vocab_is_eog(vocab(), token)) {
-                break;
-            }
-        }
-        return token;
     }
 
     HarvestOptions options_;

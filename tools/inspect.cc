@@ -13,6 +13,9 @@
 
 #include "kvcodec/artifact/artifact.h"
 #include "kvcodec/codec/dictionary/packing.h"
+#include "kvcodec/error.h"
+#include "kvcodec/options.h"
+#include "kvcodec/plan/budget_plan.h"
 #include "tools/commands.h"
 
 namespace kvcodec {
@@ -24,6 +27,7 @@ constexpr std::array<size_t, 6> kSparsities = {4, 8, 12, 16, 24, 32};
 
 struct InspectOptions {
     std::string path;
+    std::string plan;  // text of KVCODEC
     bool json = false;
 };
 
@@ -130,8 +134,49 @@ void print_text(const Artifact& artifact, uint64_t file_bytes) {
     }
 }
 
+/// What plan_budget() makes of these options, layer by layer.
+void print_plan(const Artifact& artifact, const std::string& text) {
+    const Options options = parse_options(text);
+    constexpr double kDefaultBudget = 0.2;
+    const double budget = options.budget.value_or(kDefaultBudget);
+    if (!is_planned(artifact, options, budget)) {
+        throw Error(fmt::format("with '{}' all layers are coded alike, nothing is planned", text));
+    }
+    const auto bits = [](const SidePlan& side, uint32_t dim) {
+        return 8.0 * static_cast<double>(side.code_bytes) / dim;
+    };
+    const auto describe = [&](const SidePlan& side, uint32_t dim) {
+        return fmt::format("{:<9} {:>5.2f} {:>9.4f}", side.scalar_bits ? "scalar" : "transform", bits(side, dim),
+                           side.loss);
+    };
+    fmt::print("{:>5} | {:>11} {:<9} {:>5} {:>9} | {:>11} {:<9} {:>5} {:>9}\n", "layer", "sensitivity", "K", "bits",
+               "loss", "sensitivity", "V", "bits", "loss");
+    size_t bytes = 0;
+    size_t f16_bytes = 0;
+    const auto plan = plan_budget(artifact, options, budget);
+    for (const LayerArtifact& layer : artifact.layers) {
+        const auto planned = plan.find(layer.layer);
+        if (planned == plan.end()) {
+            continue;
+        }
+        const auto& [k, v] = planned->second;
+        fmt::print("{:>5} | {:>11.4f} {} | {:>11.4f} {}\n", layer.layer, layer.k.sensitivity, describe(k, layer.k.dim),
+                   layer.v.sensitivity, describe(v, layer.v.dim));
+        bytes += layer.n_head_kv * (k.code_bytes + v.code_bytes);
+        f16_bytes += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
+    }
+    fmt::print(
+        "{} of {} bytes of a token, {:.1f} %. Loss: expected share of the variance. Bytes go where loss times\n"
+        "sensitivity (0: not measured, all alike) falls most.\n",
+        bytes, f16_bytes, 100.0 * static_cast<double>(bytes) / static_cast<double>(f16_bytes));
+}
+
 void inspect(const InspectOptions& options) {
     const Artifact artifact = read_artifact(options.path);
+    if (!options.plan.empty()) {
+        print_plan(artifact, options.plan);
+        return;
+    }
     const uint64_t file_bytes = std::filesystem::file_size(options.path);
     if (options.json) {
         // Names come from the model file and need not be valid UTF-8.
@@ -147,7 +192,10 @@ void add_inspect_command(CLI::App& app) {
     auto options = std::make_shared<InspectOptions>();
     CLI::App* command = app.add_subcommand("inspect", "Show what an artifact holds and its bytes per token");
     command->add_option("FILE", options->path, "The artifact (.kvc.gguf)")->required();
-    command->add_flag("--json", options->json, "Print JSON");
+    command
+        ->add_option("--plan", options->plan,
+                     "Show how these options of KVCODEC, such as budget=15%, share out bytes between layers")
+        ->excludes(command->add_flag("--json", options->json, "Print JSON"));
     command->callback([options] { inspect(*options); });
 }
 

@@ -15,6 +15,7 @@
 #include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
+#include "kvcodec/codec/shrinkage.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
@@ -42,6 +43,10 @@ uint32_t scalar_bits(double budget, size_t dim, uint32_t fewest) {
     return best;
 }
 
+float unbias_of(Side side) {
+    return side == Side::kK ? kUnbiasOfKeys : kUnbiasOfValues;
+}
+
 // One head's part of a list with n_heads equal parts.
 template <typename T>
 std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_heads) {
@@ -49,13 +54,13 @@ std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_head
 }
 
 std::vector<std::shared_ptr<const Codec>> transforms(const SideArtifact& trained, size_t n_heads, size_t code_bytes,
-                                                     bool before_rope) {
+                                                     bool before_rope, float unbias) {
     std::vector<std::shared_ptr<const Codec>> heads;
     for (size_t head = 0; head < n_heads; ++head) {
         std::vector<float> basis;
         std::ranges::transform(part_of(trained.basis, head, n_heads), std::back_inserter(basis), half_to_float);
         heads.push_back(std::make_shared<const TransformCodec>(basis, part_of(trained.variance, head, n_heads),
-                                                               code_bytes, before_rope));
+                                                               code_bytes, before_rope, unbias));
     }
     return heads;
 }
@@ -180,10 +185,11 @@ CodecChoice::SideChoice CodecChoice::dictionary(const SideArtifact& trained, uin
         std::min(1.0F, trained.heldout_error * std::max(1.0F, std::sqrt(ratio)))};
 }
 
-CodecChoice::SideChoice CodecChoice::choose_side(size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
-                                                 std::optional<uint32_t> bits) const {
+CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const SideArtifact* trained,
+                                                 std::optional<uint32_t> s, std::optional<uint32_t> bits) const {
     const auto scalar = [&](uint32_t fewest) {
-        return SideChoice{std::make_shared<const ScalarCodec>(dim, bits.value_or(scalar_bits(budget_, dim, fewest)))};
+        return SideChoice{std::make_shared<const ScalarCodec>(dim, bits.value_or(scalar_bits(budget_, dim, fewest)),
+                                                              unbias_of(side))};
     };
     const bool only_scalar = options_.codec == Options::CodecChoice::kScalar;
     if (trained == nullptr || only_scalar) {
@@ -230,15 +236,15 @@ void CodecChoice::drop_unused(Artifact& artifact) const {
     }
 }
 
-CodecChoice::SideChoice CodecChoice::planned_side(const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
-                                                  bool before_rope) {
+CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& plan, const SideArtifact& trained,
+                                                  size_t n_heads, bool before_rope) {
     if (plan.scalar_bits) {
-        return {std::make_shared<const ScalarCodec>(trained.dim, *plan.scalar_bits)};
+        return {std::make_shared<const ScalarCodec>(trained.dim, *plan.scalar_bits, unbias_of(side))};
     }
     SideChoice choice;
-    choice.heads = transforms(trained, n_heads, plan.code_bytes, before_rope);
+    choice.heads = transforms(trained, n_heads, plan.code_bytes, before_rope, unbias_of(side));
     choice.codec = choice.heads[0];
-    choice.expected_error = static_cast<float>(std::sqrt(plan.loss));
+    choice.expected_error = static_cast<float>(std::sqrt(plan.loss / (1 - plan.loss)));  // with all of the gain
     return choice;
 }
 
@@ -249,11 +255,12 @@ CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry
     }
     LayerChoice choice;
     if (const auto planned = plan_.find(layer); planned != plan_.end()) {
-        choice = {planned_side(planned->second.k, trained->k, geometry.n_head_kv, before_rope),
-                  planned_side(planned->second.v, trained->v, geometry.n_head_kv, false)};
+        choice = {planned_side(Side::kK, planned->second.k, trained->k, geometry.n_head_kv, before_rope),
+                  planned_side(Side::kV, planned->second.v, trained->v, geometry.n_head_kv, false)};
     } else {
-        choice = {choose_side(geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k),
-                  choose_side(geometry.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v)};
+        choice = {
+            choose_side(Side::kK, geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k),
+            choose_side(Side::kV, geometry.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v)};
     }
     if (trained != nullptr) {
         made_[layer] = choice;

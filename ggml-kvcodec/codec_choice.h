@@ -72,9 +72,10 @@ class CodecChoice {
         SideChoice k;
         SideChoice v;
     };
-    SideChoice choose_side(size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
+    SideChoice choose_side(Side side, size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
-    static SideChoice planned_side(const SidePlan& plan, const SideArtifact& trained, size_t n_heads, bool before_rope);
+    static SideChoice planned_side(Side side, const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
+                                   bool before_rope);
     /// before_rope: whether RoPE stands between the codes of keys and the queries.
     LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope, LayerArtifact* trained);
     bool may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;

@@ -6,7 +6,7 @@
 #include <memory>
 #include <utility>
 
-#include "kvcodec/plan/budget_plan.h"
+#include "kvcodec/codec/scalar/scalar_codec.h"
 #include "tools/eval/host.h"
 #include "tools/eval/statistics.h"
 
@@ -44,7 +44,7 @@ class Measurement {
             sum += divergence(&reference_[prediction * host_.n_vocab()], logits, host_.n_vocab(), 0).kld;
             ++n;
         });
-        return std::max(sum / static_cast<double>(n) / scalar_loss(kBits), kLeastSensitivity);
+        return std::max(sum / static_cast<double>(n) / ScalarCodec::expected_loss(kBits), kLeastSensitivity);
     }
 
   private:

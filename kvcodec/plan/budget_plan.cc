@@ -90,7 +90,8 @@ struct Side {
         std::vector<SidePlan> plans;
         for (const uint32_t candidate : kScalarBits) {
             if (scalar && candidate == bits.value_or(candidate)) {
-                plans.push_back({candidate, scalar_bytes(artifact->dim, candidate), scalar_loss(candidate)});
+                plans.push_back(
+                    {candidate, scalar_bytes(artifact->dim, candidate), ScalarCodec::expected_loss(candidate)});
             }
         }
         if (transform) {
@@ -107,19 +108,6 @@ struct Side {
 };
 
 }  // namespace
-
-double scalar_loss(uint32_t bits) {
-    switch (bits) {
-        case 2:
-            return 0.1175;
-        case 3:
-            return 0.03454;
-        case 4:
-            return 0.009497;
-        default:
-            return 1e-4;
-    }
-}
 
 bool is_planned(const Artifact& artifact, const Options& options, double budget) {
     switch (options.codec) {

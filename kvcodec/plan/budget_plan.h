@@ -36,7 +36,4 @@ bool is_planned(const Artifact& artifact, const Options& options, double budget)
 /// principal directions.
 std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Options& options, double budget);
 
-/// Share of a Gaussian's variance that the scalar codec loses (Max 1960, table I); bits: 2, 3, 4 or 8.
-double scalar_loss(uint32_t bits);
-
 }  // namespace kvcodec

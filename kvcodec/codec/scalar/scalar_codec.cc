@@ -6,6 +6,7 @@
 #include <cstring>
 #include <random>
 
+#include "kvcodec/codec/shrinkage.h"
 #include "kvcodec/error.h"
 
 // Scalable vectors cannot be captured by lambdas; ARM machines with SVE run the NEON code.
@@ -235,7 +236,7 @@ void quantise(const Quantiser& quantiser, const float* HWY_RESTRICT y, size_t di
     }
 }
 
-/// Byte of the scale with the least squared error; 0 if zeros are as good.
+/// Byte of the scale; 0 if zeros are as good.
 size_t choose_scale(const ScalarFormat& format, const Quantiser& quantiser, const float* y) {
     const Wide d;
     auto squares = hn::Zero(d);
@@ -248,11 +249,12 @@ size_t choose_scale(const ScalarFormat& format, const Quantiser& quantiser, cons
         return 0;
     }
     const float octaves = 0.5F * std::log2(least / static_cast<float>(format.dim));
-    const int middle = kUnitScale + static_cast<int>(std::lround(octaves * kStepsPerOctave));
+    const float gain_octaves = std::log2(format.gain);
+    const int middle = kUnitScale + static_cast<int>(std::lround((octaves + gain_octaves) * kStepsPerOctave));
     size_t best = 0;
     for (int i = kFirstScale; i <= kLastScale; ++i) {
         const auto candidate = static_cast<size_t>(std::clamp(middle + i, 1, 255));
-        const float scale = format.scales[candidate];
+        const float scale = format.scales[candidate] / format.gain;
         const float error = quantisation_error(quantiser, y, format.dim, 1.0F / scale) * scale * scale;
         if (error < least) {
             least = error;
@@ -274,7 +276,7 @@ void encode_rows(const ScalarFormat& format, const float* x, size_t n, uint8_t* 
             continue;
         }
         code[format.code_bytes - 1] = static_cast<uint8_t>(scale);
-        quantise(quantiser, y, format.dim, 1.0F / format.scales[scale], index);
+        quantise(quantiser, y, format.dim, format.gain / format.scales[scale], index);
         if (format.bits == 8) {
             std::memcpy(code, index, format.dim);
         } else {
@@ -590,13 +592,27 @@ const uint8_t* bytes(const std::byte* codes) {
 
 }  // namespace
 
-ScalarCodec::ScalarCodec(size_t dim, unsigned bits) {
+double ScalarCodec::expected_loss(unsigned bits) {
+    switch (bits) {
+        case 2:
+            return 0.1175;
+        case 3:
+            return 0.03454;
+        case 4:
+            return 0.009497;
+        default:
+            return 1e-4;
+    }
+}
+
+ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) {
     if (dim == 0 || dim % 16 != 0 || dim > ScalarFormat::kMaxDim) {
         throw Error("the scalar codec needs a head size that is a multiple of 16 up to " +
                     std::to_string(ScalarFormat::kMaxDim) + ", not " + std::to_string(dim));
     }
     format_.dim = dim;
     format_.bits = bits;
+    format_.gain = unbias_gain(expected_loss(bits), unbias);
     format_.code_bytes = dim * bits / 8 + 1;
     const std::vector<double> positive = positive_levels(bits);
     const double unit = positive.back() / 127.0;

@@ -33,18 +33,23 @@ struct ScalarFormat {
     size_t code_bytes = 0;
     std::array<int8_t, 16> levels{};  ///< [2^bits] of an index, for 2 to 4 bits
     std::array<float, 256> scales{};  ///< size of one level unit, by scale byte; 0 for byte 0
+    float gain = 1.0F;                ///< of the scale that is stored over the one of least squared error
     std::vector<float> signs;         ///< [dim], +-1 / sqrt(block)
 };
 
 /// Scalar quantisation with 2, 3, 4 (Lloyd-Max levels) or 8 bits (uniform levels) an element and 8 bits a vector.
 ///
-/// The scale is the one of a logarithmic grid (12 steps an octave, 0.0007 to 1500) with the least squared error. Zero
+/// The scale is the one of a logarithmic grid (12 steps an octave, 0.0007 to 1500) that is the gain times the one with
+/// the least squared error. Zero
 /// vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code space is the rotated vector:
 /// space() == dim().
 class ScalarCodec final : public Codec {
   public:
-    /// dim: a multiple of 16, at most ScalarFormat::kMaxDim.
-    ScalarCodec(size_t dim, unsigned bits);
+    /// dim: a multiple of 16, at most ScalarFormat::kMaxDim. unbias: see shrinkage.h.
+    ScalarCodec(size_t dim, unsigned bits, float unbias = 0.0F);
+
+    /// Share of a Gaussian's variance that is lost (Max 1960, table I), without gain.
+    static double expected_loss(unsigned bits);
 
     const ScalarFormat& format() const { return format_; }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 
 #include "kvcodec/error.h"
@@ -304,6 +305,21 @@ TEST(ScalarCodec, LevelsAreThoseOfLloydAndMax) {
             distortion += nearest * nearest * kDensity * std::exp(-0.5 * x * x) * kStep;
         }
         EXPECT_NEAR(distortion / gaussian_distortion(bits), 1.0, 0.005) << bits << " bits";
+    }
+}
+
+TEST(ScalarCodec, GainUndoesShrinkage) {
+    std::mt19937 rng(3);
+    const std::vector<float> x = random_vector(4000 * 128, rng);
+    for (const unsigned bits : {2, 3, 4}) {
+        for (const float unbias : {0.0F, 0.5F, 1.0F}) {
+            const ScalarCodec codec(128, bits, unbias);
+            const std::vector<float> decoded = decode(codec, encode(codec, x), 4000);
+            const double slope = std::inner_product(x.begin(), x.end(), decoded.begin(), 0.0) /
+                                 std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
+            const double expected = std::pow(1 - gaussian_distortion(bits), 1 - unbias);
+            EXPECT_NEAR(slope, expected, 0.01) << bits << " bits, " << unbias;
+        }
     }
 }
 

@@ -10,6 +10,7 @@
 #include <numeric>
 
 #include "kvcodec/attend/gemm.h"
+#include "kvcodec/codec/shrinkage.h"
 #include "kvcodec/error.h"
 
 // Scalable vectors cannot be kept in arrays; ARM machines with SVE run the NEON code.
@@ -374,7 +375,7 @@ std::vector<float> expansion(const TransformFormat& format, size_t begin, size_t
 }  // namespace
 
 TransformCodec::TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes,
-                               bool before_rope)
+                               bool before_rope, float unbias)
     : before_rope_(before_rope) {
     const size_t dim = variance.size();
     if (dim == 0 || dim % 16 != 0 || dim > TransformFormat::kMaxDim || basis.size() != dim * dim) {
@@ -403,6 +404,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         const auto first = std::ranges::find(format_.bits, bits) - format_.bits.begin();
         size = std::bit_floor(kGroup * static_cast<size_t>(first + equal) - begin);
         const float unit = quantisers()[bits].unit;
+        const float gain = unbias_gain(quantisers()[bits].loss, unbias);
         const auto block = variance.subspan(begin, size);
         const float mean = std::accumulate(block.begin(), block.end(), 0.0F) / static_cast<float>(size);
         // Rows of the block [size, dim]: components times, and over, their deviations.
@@ -424,7 +426,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         for (size_t k = 0; k < size; ++k) {
             const size_t j = begin + k;
             for (size_t i = 0; i < dim; ++i) {
-                synthesis[(j / 2 * dim + i) * 2 + j % 2] = up[k * dim + i];
+                synthesis[(j / 2 * dim + i) * 2 + j % 2] = gain * up[k * dim + i];
                 analysis[i * format_.n_active + j] = down[k * dim + i];
             }
         }

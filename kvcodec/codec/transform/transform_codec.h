@@ -15,7 +15,7 @@ namespace kvcodec {
 /// What a code means: x = sum over j of scale * level_j * row_j of the synthesis. Rows are principal components times
 /// their deviations, mixed where bits are equal by an orthonormal Walsh-Hadamard matrix in blocks of powers of two, the
 /// largest first: what is quantised is then nearer to Gaussian than the components are. A deviation counts as at least
-/// 1 / sqrt(kMostSpread) of its block's root mean square.
+/// 1 / sqrt(kMostSpread) of its block's root mean square. Rows of the synthesis have the gain of their bits.
 ///
 /// Components are in order of variance and share bits in groups of kGroup, never more than the group before. A code is
 /// one plane of bits after the other, low bits first: plane p has bit p of the indices of all groups with more than p
@@ -50,11 +50,13 @@ struct TransformFormat {
 class TransformCodec final : public Codec {
   public:
     /// basis: [dim, dim], row j = direction j, orthonormal, in descending order of variance [dim]. dim: a multiple of
-    /// 16, at most TransformFormat::kMaxDim. code_bytes: 2 to max_code_bytes(dim).
-    TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes, bool before_rope);
+    /// 16, at most TransformFormat::kMaxDim. code_bytes: 2 to max_code_bytes(dim). unbias: see shrinkage.h; components
+    /// without bits stay zero.
+    TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes, bool before_rope,
+                   float unbias = 0.0F);
 
     static size_t max_code_bytes(size_t dim) { return dim / TransformFormat::kGroup * TransformFormat::kMaxBits + 1; }
-    /// Share of the variance that codes of this size lose where components are Gaussian.
+    /// Share of the variance that codes of this size lose where components are Gaussian, without gain.
     static double expected_loss(std::span<const float> variance, size_t code_bytes);
 
     const TransformFormat& format() const { return format_; }

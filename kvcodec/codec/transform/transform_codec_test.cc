@@ -340,6 +340,34 @@ TEST(TransformCodec, ComponentsWithoutVarianceAreHarmless) {
     EXPECT_TRUE(std::ranges::all_of(decoded, [](float v) { return std::isfinite(v); }));
 }
 
+TEST(TransformCodec, GainUndoesShrinkage) {
+    Source source(64, 0.95, 9);
+    const std::vector<float> x = source.draw(3000);
+    const auto slope = [&](float unbias, size_t direction) {
+        const TransformCodec codec(source.basis, source.variance, 17, false, unbias);
+        const std::vector<float> decoded = decode(codec, encode(codec, x), 3000);
+        double product = 0.0, energy = 0.0;
+        for (size_t row = 0; row < 3000; ++row) {
+            const auto along = [&](const std::vector<float>& v) {
+                return std::inner_product(v.begin() + static_cast<std::ptrdiff_t>(row * 64),
+                                          v.begin() + static_cast<std::ptrdiff_t>((row + 1) * 64),
+                                          source.basis.begin() + static_cast<std::ptrdiff_t>(direction * 64), 0.0);
+            };
+            product += along(x) * along(decoded);
+            energy += along(x) * along(x);
+        }
+        return product / energy;
+    };
+    const TransformCodec codec(source.basis, source.variance, 17, false);
+    for (const size_t direction : {0, 20, 40}) {
+        ASSERT_LT(direction, codec.format().n_active);
+        const double shrinkage = 1 - slope(0.0F, direction);
+        EXPECT_GT(shrinkage, 0.01) << direction;
+        // Directions that are mixed share one gain: exact in their sum.
+        EXPECT_LT(std::abs(1 - slope(1.0F, direction)), 0.35 * shrinkage) << direction;
+    }
+}
+
 TEST(TransformCodec, RefusesWhatItCannotDo) {
     Source source(64, 0.9, 8);
     EXPECT_THROW(TransformCodec(source.basis, source.variance, 1, true), Error);

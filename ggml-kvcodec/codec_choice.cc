@@ -174,8 +174,9 @@ CodecChoice::Choice CodecChoice::choose_baseline(const LayerGeometry& geometry) 
     }
 }
 
-CodecChoice::SideChoice CodecChoice::dictionary(const SideArtifact& trained, uint32_t s) const {
-    const DictionarySettings settings{{s, options_.relative_error}, options_.coefficients, options_.layout};
+CodecChoice::SideChoice CodecChoice::dictionary(Side side, const SideArtifact& trained, uint32_t s) const {
+    const float unbias = options_.layout == CodeLayout::kPublished ? 0.0F : unbias_of(side);
+    const DictionarySettings settings{{s, options_.relative_error}, options_.coefficients, options_.layout, unbias};
     // The error at the training sparsity is known; with fewer atoms it grows, but slower than with the root of the
     // ratio.
     const float ratio = static_cast<float>(artifact_->training_sparsity) / static_cast<float>(s);
@@ -199,7 +200,7 @@ CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const Si
         return scalar(kScalarBits.front());
     }
     if (s) {
-        return dictionary(*trained, *s);
+        return dictionary(side, *trained, *s);
     }
     uint32_t largest = 1;
     for (uint32_t candidate = 1; candidate <= std::min<size_t>(kMaxSparsity, dim); ++candidate) {
@@ -208,7 +209,7 @@ CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const Si
             largest = candidate;
         }
     }
-    return dictionary(*trained, largest);
+    return dictionary(side, *trained, largest);
 }
 
 // Whether a side of a layer without transform may be coded by its dictionary.

@@ -80,7 +80,7 @@ class CodecChoice {
     LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope, LayerArtifact* trained);
     bool may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;
     void drop_unused(Artifact& artifact) const;
-    SideChoice dictionary(const SideArtifact& trained, uint32_t s) const;
+    SideChoice dictionary(Side side, const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);
     Choice choose_baseline(const LayerGeometry& geometry);
     double salient_share(const LayerCodecs& codecs) const;

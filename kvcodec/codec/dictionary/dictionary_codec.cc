@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <cstring>
+#include <numeric>
 
+#include "kvcodec/codec/shrinkage.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 
@@ -245,6 +247,16 @@ HWY_EXPORT(score_rows);
 HWY_EXPORT(accumulate_rows);
 HWY_EXPORT(finish_rows);
 
+// A vector that is hardly met at all is not blown up.
+constexpr double kMostLoss = 0.5;
+
+float gain_of(const float* x, size_t dim, float residual_energy, float unbias) {
+    const double energy = std::inner_product(x, x + dim, x, 0.0);
+    return unbias == 0.0F || !(energy > 0.0) || !(residual_energy >= 0.0F)
+               ? 1.0F
+               : unbias_gain(std::min(kMostLoss, residual_energy / energy), unbias);
+}
+
 // Rows unpacked at a time: their nonzeros stay in the first-level cache.
 constexpr size_t kChunkRows = 64;
 
@@ -299,9 +311,14 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
     std::vector<uint16_t> index(n * sparsity);
     std::vector<float> coefficient(n * sparsity);
     std::vector<uint8_t> count(n);
+    std::vector<float> residual(n);
     omp_encode(wide.data(), n_atoms_, dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
-               nullptr);
+               residual.data());
     for (size_t i = 0; i < n; ++i) {
+        const float gain = gain_of(x + i * dim_, dim_, residual[i], settings_.unbias);
+        for (size_t k = 0; k < count[i]; ++k) {
+            coefficient[i * sparsity + k] *= gain;
+        }
         packing_.pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], codes + i * code_bytes());
     }
 }

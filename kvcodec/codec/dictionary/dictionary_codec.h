@@ -14,6 +14,7 @@ struct DictionarySettings {
     OmpOptions omp;
     CoefficientFormat format = CoefficientFormat::kSigned4;
     CodeLayout layout = CodeLayout::kPacked;
+    float unbias = 0.0F;  ///< see shrinkage.h; each vector's own loss decides on its gain
 };
 
 /// Code space is the dictionary: M = n_atoms. A query meets a cached vector in at most s loads of `lanes` floats, from

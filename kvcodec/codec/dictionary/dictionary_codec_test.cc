@@ -305,5 +305,36 @@ TEST(DictionaryCodec, RefusesSparsityOutOfRange) {
     EXPECT_NO_THROW(DictionaryCodec(atoms, 100, 64, kLevels, settings));
 }
 
+TEST(DictionaryCodec, GainUndoesShrinkageOfEachVector) {
+    constexpr size_t kDim = 64, kAtoms = 256, kN = 40;
+    std::mt19937 rng(7);
+    const std::vector<uint16_t> atoms = random_atoms(kAtoms, kDim, rng);
+    const std::vector<float> x = random_vector(kN * kDim, rng);
+    const auto slopes = [&](float unbias) {
+        const DictionaryCodec codec(atoms, kAtoms, kDim, kLevels,
+                                    {{12, 0.0F}, CoefficientFormat::kFp8, CodeLayout::kPacked, unbias});
+        std::vector<std::byte> codes(kN * codec.code_bytes() + Codec::kCodeSlackBytes);
+        codec.encode(x.data(), kN, codes.data());
+        std::vector<float> decoded(x.size());
+        codec.decode(codes.data(), 0, kN, decoded.data());
+        std::vector<double> slope;
+        for (size_t i = 0; i < kN; ++i) {
+            double product = 0.0, energy = 0.0;
+            for (size_t j = i * kDim; j < (i + 1) * kDim; ++j) {
+                product += double{x[j]} * decoded[j];
+                energy += double{x[j]} * x[j];
+            }
+            slope.push_back(product / energy);
+        }
+        return slope;
+    };
+    const std::vector<double> shrunk = slopes(0.0F), half = slopes(0.5F), whole = slopes(1.0F);
+    for (size_t i = 0; i < kN; ++i) {
+        EXPECT_LT(shrunk[i], 0.99);
+        EXPECT_NEAR(half[i], std::sqrt(shrunk[i]), 0.03);
+        EXPECT_NEAR(whole[i], 1.0, 0.03);
+    }
+}
+
 }  // namespace
 }  // namespace kvcodec

@@ -821,6 +821,49 @@ std::string KvCache::describe(const Layer& layer) {
     return text;
 }
 
+// All compressed layers in one phrase: their codecs where all have the same, else the kinds and bits of each side.
+std::string KvCache::describe_all() const {
+    std::set<std::string> whole;
+    struct Kinds {
+        std::string names;
+        double least = INFINITY;
+        double most = 0;
+        double sum = 0;
+        void add(const Codec& codec) {
+            const std::string text = codec.describe();
+            const std::string kind = text.substr(0, text.find_first_of(", "));
+            if (names.find(kind) == std::string::npos) {
+                names += (names.empty() ? "" : " and ") + kind;
+            }
+            const double bits = 8.0 * static_cast<double>(codec.code_bytes()) / static_cast<double>(codec.dim());
+            least = std::min(least, bits);
+            most = std::max(most, bits);
+            sum += bits;
+        }
+    };
+    Kinds k, v;
+    size_t n = 0;
+    for (const auto& [index, layer] : layers_) {
+        if (layer.state != Layer::State::kCompressed) {
+            continue;
+        }
+        whole.insert(describe(layer));
+        if (layer.evictor == nullptr) {
+            k.add(*layer.store->codecs().k);
+            v.add(*layer.store->codecs().v);
+            ++n;
+        }
+    }
+    if (whole.size() <= 1 || n == 0) {
+        return whole.empty() ? "none" : *whole.begin();
+    }
+    const auto phrase = [&](const Kinds& side) {
+        return fmt::format("{}, {:.2f} to {:.2f} bits, {:.2f} on average", side.names, side.least, side.most,
+                           side.sum / static_cast<double>(n));
+    };
+    return fmt::format("K {}; V {}", phrase(k), phrase(v));
+}
+
 void KvCache::report_load() {
     if (reported_load_ || options_.log == Options::Log::kQuiet) {
         return;
@@ -829,7 +872,6 @@ void KvCache::report_load() {
     double code_bytes = 0;
     size_t dense_bytes = 0;
     size_t dense_row_bytes = 0;
-    std::set<std::string> codecs;
     for (const auto& [index, layer] : layers_) {
         if (layer.state == Layer::State::kFresh) {
             return;  // reported once every layer has been seen
@@ -843,7 +885,6 @@ void KvCache::report_load() {
             ++compressed;
             code_bytes += bytes_per_token(layer);
             dense_row_bytes += bytes;
-            codecs.insert(describe(layer));
         } else {
             code_bytes += static_cast<double>(bytes);
         }
@@ -856,9 +897,8 @@ void KvCache::report_load() {
                          dense_row_bytes * std::min(n_cells_, dense_tokens()) + fixed_bytes();
     log_summary(
         "{} of {} layers compressed ({}); rate {:.1f} % of f16; at {} tokens {:.1f} MiB in all, {:.1f} % of f16",
-        compressed, layers_.size(), codecs.empty() ? "none" : *codecs.begin(),
-        100.0 * code_bytes / static_cast<double>(dense_bytes), n_cells_, mebibytes(total),
-        100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
+        compressed, layers_.size(), describe_all(), 100.0 * code_bytes / static_cast<double>(dense_bytes), n_cells_,
+        mebibytes(total), 100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
 }
 
 KvCache::Totals KvCache::totals() const {

@@ -114,6 +114,7 @@ class KvCache {
     size_t dense_tokens() const;
     static double bytes_per_token(const Layer& layer);
     static std::string describe(const Layer& layer);
+    std::string describe_all() const;
     struct Totals {
         size_t resident_bytes = 0;
         size_t f16_bytes = 0;  // of the cells in use

@@ -47,7 +47,7 @@ struct TrainOptions {
     size_t sweeps = 8;
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     size_t ctx_size = 512;
-    size_t sensitivity_tokens = 256;
+    size_t sensitivity_tokens = 128;
     uint64_t seed = 0;
 };
 

@@ -15,7 +15,6 @@
 #include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
-#include "kvcodec/codec/shrinkage.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
@@ -23,7 +22,7 @@
 namespace kvcodec::host {
 namespace {
 
-constexpr double kDefaultBudget = 0.20;
+constexpr double kDefaultBudget = 0.20;  // of codecs that evict
 constexpr std::array<uint32_t, 4> kScalarBits = {2, 3, 4, 8};
 // Without the means of an artifact 2 bits are too few for sensible text.
 constexpr uint32_t kFewestBitsUntrained = 3;
@@ -41,10 +40,6 @@ uint32_t scalar_bits(double budget, size_t dim, uint32_t fewest) {
         }
     }
     return best;
-}
-
-float unbias_of(Side side) {
-    return side == Side::kK ? kUnbiasOfKeys : kUnbiasOfValues;
 }
 
 // One head's part of a list with n_heads equal parts.
@@ -74,10 +69,6 @@ bool has_nonzero(const std::vector<float>& values) {
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
     if (!options.artifact.empty() && !off() && !options.is_baseline()) {
         artifact_ = read_artifact(options.artifact);
-        if (is_planned(*artifact_, options, budget_)) {
-            plan_ = plan_budget(*artifact_, options, budget_);
-        }
-        drop_unused(*artifact_);
     } else if (options.codec == Options::CodecChoice::kDictionary ||
                options.codec == Options::CodecChoice::kTransform) {
         throw Error(fmt::format("codec={} needs artifact=FILE; make one with `kvcodec train -m MODEL`",
@@ -218,6 +209,28 @@ bool CodecChoice::may_take_dictionary(size_t dim, std::optional<uint32_t> s, std
            (options_.codec == Options::CodecChoice::kAuto && (s || (!bits && !fits(dim / 4 + 1, budget_, dim))));
 }
 
+// Settles the budget and what it is spent on, once: contexts with the same options have the same codecs.
+void CodecChoice::plan(const LayerFacts& facts) {
+    if (planned_) {
+        return;
+    }
+    CacheSize cache{facts.f16_bytes, facts.dense_tokens, 0};
+    const auto plan_for = [&] {
+        budget_ = budget_share(options_, cache);
+        return artifact_ && is_planned(*artifact_, options_, budget_) ? plan_budget(*artifact_, options_, budget_)
+                                                                      : std::map<uint32_t, LayerPlan>();
+    };
+    plan_ = plan_for();
+    if (artifact_ && options_.size_budget) {
+        cache.fixed_bytes = planned_fixed_bytes(*artifact_, plan_);
+        plan_ = plan_for();
+    }
+    if (artifact_) {
+        drop_unused(*artifact_);
+    }
+    planned_ = true;
+}
+
 // What no codec of these options reads is not kept in memory.
 void CodecChoice::drop_unused(Artifact& artifact) const {
     for (LayerArtifact& layer : artifact.layers) {
@@ -238,7 +251,7 @@ void CodecChoice::drop_unused(Artifact& artifact) const {
 }
 
 CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& plan, const SideArtifact& trained,
-                                                  size_t n_heads, bool before_rope) {
+                                                  size_t n_heads, bool before_rope) const {
     if (plan.scalar_bits) {
         return {std::make_shared<const ScalarCodec>(trained.dim, *plan.scalar_bits, unbias_of(side))};
     }
@@ -294,6 +307,11 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
     const LayerGeometry& g = facts.geometry;
     if (options_.is_baseline()) {
         return choose_baseline(g);
+    }
+    try {
+        plan(facts);
+    } catch (const Error& error) {
+        return {{}, error.what()};
     }
     const bool rotated = facts.k_origin.rotation == RowOrigin::Rotation::kKnown;
     const bool opaque = facts.k_origin.rotation == RowOrigin::Rotation::kUnknown;

@@ -24,6 +24,8 @@ struct LayerFacts {
     LayerGeometry geometry;
     RowOrigin k_origin;
     RowOrigin v_origin;
+    size_t f16_bytes = 0;     ///< of one token in all layers of the cache
+    size_t dense_tokens = 0;  ///< most tokens that stay dense
 };
 
 /// Chooses codecs layer by layer. Keeps what layers share (the artifact, RoPE tables).
@@ -74,10 +76,12 @@ class CodecChoice {
     };
     SideChoice choose_side(Side side, size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
-    static SideChoice planned_side(Side side, const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
-                                   bool before_rope);
+    SideChoice planned_side(Side side, const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
+                            bool before_rope) const;
     /// before_rope: whether RoPE stands between the codes of keys and the queries.
     LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope, LayerArtifact* trained);
+    void plan(const LayerFacts& facts);
+    float unbias_of(Side side) const { return side == Side::kK ? options_.unbias_k : options_.unbias_v; }
     bool may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;
     void drop_unused(Artifact& artifact) const;
     SideChoice dictionary(Side side, const SideArtifact& trained, uint32_t s) const;
@@ -87,7 +91,8 @@ class CodecChoice {
     std::shared_ptr<const Codec> baseline(Side side, size_t dim, std::optional<uint32_t> bits);
 
     Options options_;
-    double budget_;
+    double budget_;         // code bytes per f16 byte
+    bool planned_ = false;  // budget_ and plan_ are settled
     std::optional<Artifact> artifact_;
     std::map<uint32_t, LayerPlan> plan_;    // of layers that plan_budget() has decided on
     std::map<uint32_t, LayerChoice> made_;  // of layers with an artifact, for all contexts

@@ -358,8 +358,15 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
         }
         return {};
     }
-    LayerFacts facts{static_cast<uint32_t>(layer.index), geometry, layer.k_origin ? *layer.k_origin : RowOrigin{},
-                     layer.v_origin ? *layer.v_origin : RowOrigin{}};
+    LayerFacts facts{static_cast<uint32_t>(layer.index),
+                     geometry,
+                     layer.k_origin ? *layer.k_origin : RowOrigin{},
+                     layer.v_origin ? *layer.v_origin : RowOrigin{},
+                     0,
+                     dense_tokens()};
+    for (const auto& [index, any] : layers_) {
+        facts.f16_bytes += any.k == nullptr || any.v == nullptr ? 0 : row_bytes(any.k) + row_bytes(any.v);
+    }
     CodecChoice::Choice choice = choice_->choose(facts);
     if (!choice.codecs) {
         return choice.reason;

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <charconv>
+#include <cmath>
 #include <limits>
 #include <span>
 #include <system_error>
@@ -106,6 +107,35 @@ bool set_budget(std::string_view value, std::optional<double>& to) {
     return valid;
 }
 
+/// "1.5GiB" in bytes; nothing if it is not a positive number with a unit.
+std::optional<double> parse_bytes(std::string_view value) {
+    constexpr std::pair<std::string_view, double> kUnits[] = {
+        {"KiB", 0x1p10}, {"MiB", 0x1p20}, {"GiB", 0x1p30}, {"B", 1.0}};
+    for (const auto& [unit, size] : kUnits) {
+        if (value.ends_with(unit)) {
+            const auto number = parse_number<double>(value.substr(0, value.size() - unit.size()));
+            return number && *number > 0 && std::isfinite(*number) ? std::optional(*number * size) : std::nullopt;
+        }
+    }
+    return std::nullopt;
+}
+
+bool set_any_budget(std::string_view value, Options& to) {
+    const size_t at = value.find('@');
+    if (const auto bytes = parse_bytes(value.substr(0, at))) {
+        SizeBudget budget{*bytes};
+        if (at != std::string_view::npos &&
+            !set_number<uint32_t>(value.substr(at + 1), 1, std::numeric_limits<int32_t>::max(), budget.tokens)) {
+            return false;
+        }
+        to.size_budget = budget;
+        to.budget.reset();
+        return true;
+    }
+    to.size_budget.reset();
+    return set_budget(value, to.budget);
+}
+
 bool set_sparsity(std::string_view value, std::optional<uint32_t>& to) {
     return set_number<uint32_t>(value, 1, kMaxSparsity, to);
 }
@@ -153,8 +183,8 @@ constexpr Key kKeys[] = {
      "auto, dictionary, scalar, transform, none, or a baseline: token, kivi, turboquant, zipcache, h2o, snapkv or "
      "pyramidkv",
      [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
-    {"budget", "a share such as 20% or 0.2",
-     [](Draft& d, std::string_view v) { return set_budget(v, d.options.budget); }},
+    {"budget", "a share such as 20% or 0.2, bytes of a token such as 2.5KiB, or of all tokens such as 1GiB@32768",
+     [](Draft& d, std::string_view v) { return set_any_budget(v, d.options); }},
     {"s", kSparsities,
      [](Draft& d, std::string_view v) { return set_sparsity(v, d.options.s_k) && set_sparsity(v, d.options.s_v); }},
     {"s_k", kSparsities, [](Draft& d, std::string_view v) { return set_sparsity(v, d.options.s_k); }},
@@ -173,6 +203,10 @@ constexpr Key kKeys[] = {
      [](Draft& d, std::string_view v) {
          return set_number<float>(v, 0.0F, 0x1.fffffep-1F, d.options.relative_error);  // the float below 1
      }},
+    {"unbias_k", "a number from 0 to 1",
+     [](Draft& d, std::string_view v) { return set_number<float>(v, 0.0F, 1.0F, d.options.unbias_k); }},
+    {"unbias_v", "a number from 0 to 1",
+     [](Draft& d, std::string_view v) { return set_number<float>(v, 0.0F, 1.0F, d.options.unbias_v); }},
     {"window", kCounts, [](Draft& d, std::string_view v) { return set_number<uint32_t>(v, 0, kMaxCells, d.window); }},
     {"sinks", kCounts, [](Draft& d, std::string_view v) { return set_number<uint32_t>(v, 0, kMaxCells, d.sinks); }},
     {"mode", "live or strict", [](Draft& d, std::string_view v) { return set_name(v, kModes, d.options.mode); }},
@@ -208,6 +242,13 @@ void parse_item(Draft& draft, std::string_view item) {
 template <typename E>
 std::string_view name_of(Names<E> names, E value) {
     return std::ranges::find(names, value, [](const auto& entry) { return entry.second; })->first;
+}
+
+void check_budget(const Options& options) {
+    if (options.size_budget && options.is_baseline()) {
+        throw Error(fmt::format("KVCODEC: codec={} takes budgets such as 20%, not in bytes",
+                                name_of<Options::CodecChoice>(kCodecs, options.codec)));
+    }
 }
 
 /// The baselines come with the bits of their papers only.
@@ -249,6 +290,7 @@ Options parse_options(std::string_view text) {
             parse_item(draft, item);
         }
     }
+    check_budget(draft.options);
     check_bits(draft.options);
     const bool strict = draft.options.mode == Options::Mode::kStrict;
     const bool bare = strict || draft.options.evicts();
@@ -288,6 +330,10 @@ std::string to_string(const Options& options) {
     put("artifact", options.artifact, !options.artifact.empty());
     put_name("codec", options.codec, Options().codec, kCodecs);
     put("budget", options.budget.value_or(0), options.budget.has_value());
+    if (const auto& size = options.size_budget) {
+        put("budget", fmt::format("{}B{}", size->bytes, size->tokens == 0 ? "" : fmt::format("@{}", size->tokens)),
+            true);
+    }
     put_sides("s", options.s_k, options.s_v);
     put_sides("bits", options.bits_k, options.bits_v);
     put_name("coefficients", options.coefficients, defaults.coefficients, kCoefficients);
@@ -299,6 +345,8 @@ std::string to_string(const Options& options) {
     }
     put("layers", layers, !layers.empty());
     put("relative_error", options.relative_error, options.relative_error != defaults.relative_error);
+    put("unbias_k", options.unbias_k, options.unbias_k != defaults.unbias_k);
+    put("unbias_v", options.unbias_v, options.unbias_v != defaults.unbias_v);
     put_name("mode", options.mode, Options::Mode::kLive, kModes);
     put("window", options.window, options.window != defaults.window);
     put("sinks", options.sinks, options.sinks != defaults.sinks);

@@ -10,8 +10,17 @@
 #include <vector>
 
 #include "kvcodec/codec/dictionary/packing.h"
+#include "kvcodec/codec/shrinkage.h"
 
 namespace kvcodec {
+
+/// A budget in bytes.
+struct SizeBudget {
+    double bytes = 0;
+    uint32_t tokens = 0;  ///< 0: bytes of one token's codes; else of the whole cache, window and tables too, at so many
+
+    bool operator==(const SizeBudget&) const = default;
+};
 
 /// KVCODEC is a list `key=value,key=value`; a value may hold anything but ','. A key given twice: the last one counts.
 /// Each field names its key.
@@ -48,6 +57,7 @@ struct Options {
     std::string artifact;                    ///< artifact=PATH
     CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|transform|none|token|kivi|turboquant|...
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
+    std::optional<SizeBudget> size_budget;   ///< budget=2.5KiB or 1GiB@32768, instead
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=
     std::optional<uint32_t> bits_k;  ///< bits_k=2|3|4|8, or bits= for both: of an element, where the codec has them
@@ -56,6 +66,8 @@ struct Options {
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published
     std::vector<std::pair<uint32_t, uint32_t>> layers;  ///< layers=0-3+7: first to last, the others pass through; all
     float relative_error = 0.0F;         ///< relative_error=, in [0, 1): OMP stops early below it; 0 = off
+    float unbias_k = kUnbiasOfKeys;      ///< unbias_k=, in [0, 1]: how much of the codes' shrinkage is undone
+    float unbias_v = kUnbiasOfValues;    ///< unbias_v=
     uint32_t window = 128;               ///< window=: a cell stays dense until as many queries have seen it
     uint32_t sinks = 4;                  ///< sinks=: positions at the start that stay dense
     Mode mode = Mode::kLive;             ///< mode=live|strict

@@ -100,6 +100,9 @@ TEST(OptionsTest, RoundTrips) {
                              "relative_error=0.1",
                              "crossover=0",
                              "layers=0-3+7+9-29",
+                             "unbias_k=0.25,unbias_v=0",
+                             "budget=2.5KiB",
+                             "budget=1GiB@32768",
                              "codec=h2o,budget=20%",
                              "mode=strict,codec=pyramidkv,sinks=4",
                              "codec=snapkv,sinks=4",
@@ -114,6 +117,19 @@ TEST(OptionsTest, RoundTrips) {
         const Options options = parse_options(text);
         EXPECT_EQ(parse_options(to_string(options)), options) << text << " became " << to_string(options);
     }
+}
+
+TEST(OptionsTest, BudgetsMayBeBytes) {
+    const Options token = parse_options("budget=2.5KiB");
+    EXPECT_EQ(token.size_budget, (SizeBudget{2560, 0}));
+    EXPECT_FALSE(token.budget);
+    EXPECT_EQ(parse_options("budget=20%,budget=1.5GiB@32768").size_budget, (SizeBudget{1.5 * 0x1p30, 32768}));
+    EXPECT_FALSE(parse_options("budget=1MiB,budget=20%").size_budget);
+    for (const char* text : {"budget=KiB", "budget=-1KiB", "budget=0B", "budget=1GiB@", "budget=1GiB@0", "budget=1GB",
+                             "budget=1GiB@32k", "budget=20%@4096", "budget=infMiB"}) {
+        EXPECT_NE(error_of(text).find("a share such as"), std::string::npos) << text;
+    }
+    EXPECT_NE(error_of("codec=h2o,budget=1MiB").find("not in bytes"), std::string::npos);
 }
 
 TEST(OptionsTest, LayersAreASumOfRanges) {

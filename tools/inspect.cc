@@ -137,8 +137,8 @@ void print_text(const Artifact& artifact, uint64_t file_bytes) {
 /// What plan_budget() makes of these options, layer by layer.
 void print_plan(const Artifact& artifact, const std::string& text) {
     const Options options = parse_options(text);
-    constexpr double kDefaultBudget = 0.2;
-    const double budget = options.budget.value_or(kDefaultBudget);
+    CacheSize cache{token_bytes(artifact, 1).f16, size_t{options.window} + options.sinks, 0};
+    const double budget = budget_share(options, cache);
     if (!is_planned(artifact, options, budget)) {
         throw Error(fmt::format("with '{}' all layers are coded alike, nothing is planned", text));
     }

@@ -109,6 +109,39 @@ struct Side {
 
 }  // namespace
 
+double budget_share(const Options& options, const CacheSize& cache) {
+    constexpr double kDefault = 0.2;
+    if (!options.size_budget) {
+        return options.budget.value_or(kDefault);
+    }
+    const SizeBudget& budget = *options.size_budget;
+    const auto f16 = static_cast<double>(cache.f16_bytes);
+    if (budget.tokens == 0) {
+        return std::min(1.0, budget.bytes / f16);
+    }
+    const auto dense = static_cast<double>(std::min<size_t>(cache.dense_tokens, budget.tokens));
+    const double left = budget.bytes - dense * f16 - static_cast<double>(cache.fixed_bytes);
+    if (left <= 0) {
+        throw Error(fmt::format("{:.1f} MiB are not enough: the window, the sinks and tables take {:.1f} MiB",
+                                budget.bytes / 0x1p20, (budget.bytes - left) / 0x1p20));
+    }
+    return std::min(1.0, left / (f16 * std::max(1.0, budget.tokens - dense)));
+}
+
+size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, LayerPlan>& plan) {
+    size_t bytes = 0;
+    for (const LayerArtifact& layer : artifact.layers) {
+        const auto planned = plan.find(layer.layer);
+        for (const SideArtifact* side : {&layer.k, &layer.v}) {
+            bytes += side->mean.size() * sizeof(float);
+            if (planned != plan.end() && !(side == &layer.k ? planned->second.k : planned->second.v).scalar_bits) {
+                bytes += 2 * layer.n_head_kv * side->dim * side->dim * sizeof(int16_t);  // there and back
+            }
+        }
+    }
+    return bytes;
+}
+
 bool is_planned(const Artifact& artifact, const Options& options, double budget) {
     switch (options.codec) {
         case Options::CodecChoice::kScalar:

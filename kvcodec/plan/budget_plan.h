@@ -24,6 +24,20 @@ struct LayerPlan {
     SidePlan v;
 };
 
+/// The cache that a budget in bytes is for.
+struct CacheSize {
+    size_t f16_bytes = 0;     ///< of one token's keys and values
+    size_t dense_tokens = 0;  ///< most tokens that stay f16
+    size_t fixed_bytes = 0;   ///< beside the tokens
+};
+
+/// The budget as code bytes per f16 byte: options.budget, or what options.size_budget comes to, or the default of 20 %.
+/// Throws Error where nothing is left for codes.
+double budget_share(const Options& options, const CacheSize& cache);
+
+/// Bytes that the codecs of a plan and the means keep in memory.
+size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, LayerPlan>& plan);
+
 /// Whether the options leave it to plan_budget() how this artifact's layers are coded: with codec=scalar and transform,
 /// and with auto unless it asks for something of the dictionary or needs one to fit the budget.
 bool is_planned(const Artifact& artifact, const Options& options, double budget);

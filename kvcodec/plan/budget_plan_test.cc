@@ -104,6 +104,18 @@ TEST(BudgetPlan, BitsFixASide) {
     EXPECT_FALSE(is_planned(two, parse_options("codec=kivi"), 0.2));
 }
 
+TEST(BudgetPlan, BytesBecomeAShare) {
+    const CacheSize cache{1000, 132, 50000};
+    EXPECT_EQ(budget_share(Options(), cache), 0.2);
+    EXPECT_EQ(budget_share(parse_options("budget=15%"), cache), 0.15);
+    EXPECT_EQ(budget_share(parse_options("budget=250B"), cache), 0.25);
+    EXPECT_EQ(budget_share(parse_options("budget=1MiB"), cache), 1.0);
+    // All of it: dense tokens, what is fixed, and codes of the others.
+    const double share = budget_share(parse_options("budget=400000B@1132"), cache);
+    EXPECT_DOUBLE_EQ(132 * 1000.0 + 50000 + share * 1000 * 1000, 400000);
+    EXPECT_THROW(budget_share(parse_options("budget=150000B@1132"), cache), Error);
+}
+
 TEST(BudgetPlan, PlansOnlyTheLayersAskedFor) {
     const Artifact three =
         artifact({{side(0.9, 1), side(1, 1)}, {side(0.9, 1), side(1, 1)}, {side(0.9, 1), side(1, 1)}});

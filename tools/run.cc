@@ -229,7 +229,9 @@ void add_run_command(CLI::App& app, std::vector<std::string> program) {
     CLI::App* command = app.add_subcommand(
         "run", "Start a llama.cpp program with a compressed KV cache: run [OPTIONS] -- PROGRAM [ARGUMENTS...]");
     command->add_option("--artifact", options->artifact, "Trained dictionaries [default: those in the cache folder]");
-    command->add_option("--budget", options->budget, "Size of the codes, as a share of the f16 cache, e.g. 20%");
+    command->add_option("--budget", options->budget,
+                        "Size of the codes: a share of the f16 cache such as 20%, bytes of a token such as 2.5KiB, or "
+                        "of the whole cache at so many tokens such as 1GiB@32768");
     command->add_option("--codec", options->codec,
                         "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, zipcache, h2o, "
                         "snapkv, pyramidkv");

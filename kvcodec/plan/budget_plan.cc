@@ -122,10 +122,11 @@ double budget_share(const Options& options, const CacheSize& cache) {
     const auto dense = static_cast<double>(std::min<size_t>(cache.dense_tokens, budget.tokens));
     const double left = budget.bytes - dense * f16 - static_cast<double>(cache.fixed_bytes);
     if (left <= 0) {
-        throw Error(fmt::format("{:.1f} MiB are not enough: the window, the sinks and tables take {:.1f} MiB",
-                                budget.bytes / 0x1p20, (budget.bytes - left) / 0x1p20));
+        throw Error(
+            fmt::format("a budget of {:.1f} MiB is not enough: the window, the sinks and tables take {:.1f} MiB",
+                        budget.bytes / 0x1p20, (budget.bytes - left) / 0x1p20));
     }
-    return std::min(1.0, left / (f16 * std::max(1.0, budget.tokens - dense)));
+    return std::min(1.0, left / (f16 * budget.tokens));  // dense tokens have room for their codes, too
 }
 
 size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, LayerPlan>& plan) {

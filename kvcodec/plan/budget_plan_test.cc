@@ -110,9 +110,9 @@ TEST(BudgetPlan, BytesBecomeAShare) {
     EXPECT_EQ(budget_share(parse_options("budget=15%"), cache), 0.15);
     EXPECT_EQ(budget_share(parse_options("budget=250B"), cache), 0.25);
     EXPECT_EQ(budget_share(parse_options("budget=1MiB"), cache), 1.0);
-    // All of it: dense tokens, what is fixed, and codes of the others.
+    // All of it: dense tokens, what is fixed, and codes of all tokens.
     const double share = budget_share(parse_options("budget=400000B@1132"), cache);
-    EXPECT_DOUBLE_EQ(132 * 1000.0 + 50000 + share * 1000 * 1000, 400000);
+    EXPECT_DOUBLE_EQ(132 * 1000.0 + 50000 + share * 1132 * 1000, 400000);
     EXPECT_THROW(budget_share(parse_options("budget=150000B@1132"), cache), Error);
 }
 

@@ -9,7 +9,7 @@ namespace kvcodec {
 /// with it (the centroid condition of Max 1960; the orthogonal residual of a pursuit). Attention adds up many values:
 /// there noise averages out and shrinkage stays. For keys it makes scores smaller, so that attention is spread wider.
 /// `unbias` says how much of the shrinkage is undone: 0 nothing, 1 all. What serves best was measured as KL divergence
-/// (docs/results).
+/// (docs/results/shrinkage.md).
 constexpr float kUnbiasOfKeys = 0.5F;
 constexpr float kUnbiasOfValues = 1.0F;
 

@@ -105,7 +105,7 @@ class Eval(unittest.TestCase):
     def test_broken_codec_is_caught_by_recon(self):
         text = host.document_file(40_000)
         found = self.run_suite("recon", "--text", text, "--ctx-size", N_CTX, "--chunks", 1)
-        for cache, low, high in [(GOOD, 0.0, 0.02), (BROKEN, 0.4, 1.0)]:
+        for cache, low, high in [(GOOD, 0.0, 0.02), (BROKEN, 0.4, 1.1)]:
             self.assertEqual(len(found[cache]["distortion"]), 30)
             for layer in found[cache]["distortion"]:
                 for side in "kv":
@@ -227,7 +227,7 @@ class Eval(unittest.TestCase):
     def test_transform_beats_what_it_replaces(self):
         """Keys before RoPE: at equal bytes ahead of the scalar codec, and taken by itself where 3 bits do not fit."""
         path = fresh("eval-transform.json")
-        chosen, transform, larger = "13.4%", "codec=transform:budget=13.4%", "codec=transform:budget=26%"
+        chosen, transform, larger = "13.28%", "codec=transform:budget=13.28%", "codec=transform:budget=26%"
         scalar = "codec=scalar:bits=2"
         caches = ",".join(f"kvcodec:{name}:sinks=4" for name in (chosen, transform, larger, scalar))
         result = evaluate(

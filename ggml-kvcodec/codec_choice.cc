@@ -3,9 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <cmath>
-#include <limits>
 #include <numeric>
 #include <span>
 
@@ -22,20 +20,14 @@
 namespace kvcodec::host {
 namespace {
 
-constexpr double kDefaultBudget = 0.20;  // of codecs that evict
-constexpr std::array<uint32_t, 4> kScalarBits = {2, 3, 4, 8};
 // Without the means of an artifact 2 bits are too few for sensible text.
 constexpr uint32_t kFewestBitsUntrained = 3;
-
-bool fits(size_t code_bytes, double budget, size_t dim) {
-    return static_cast<double>(code_bytes) <= budget * static_cast<double>(dim * sizeof(uint16_t)) + 1e-9;
-}
 
 // The most bits whose code fits the budget; `fewest` when none does.
 uint32_t scalar_bits(double budget, size_t dim, uint32_t fewest) {
     uint32_t best = fewest;
-    for (const uint32_t bits : kScalarBits) {
-        if (bits >= fewest && fits(ScalarCodec(dim, bits).code_bytes(), budget, dim)) {
+    for (const uint32_t bits : ScalarCodec::kBits) {
+        if (bits >= fewest && fits_budget(ScalarCodec::bytes_of(dim, bits), budget, dim)) {
             best = bits;
         }
     }
@@ -185,18 +177,18 @@ CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const Si
     };
     const bool only_scalar = options_.codec == Options::CodecChoice::kScalar;
     if (trained == nullptr || only_scalar) {
-        return scalar(trained == nullptr && !only_scalar ? kFewestBitsUntrained : kScalarBits.front());
+        return scalar(trained == nullptr && !only_scalar ? kFewestBitsUntrained : ScalarCodec::kBits.front());
     }
     if (!may_take_dictionary(dim, s, bits)) {
-        return scalar(kScalarBits.front());
+        return scalar(ScalarCodec::kBits.front());
     }
     if (s) {
         return dictionary(side, *trained, *s);
     }
     uint32_t largest = 1;
     for (uint32_t candidate = 1; candidate <= std::min<size_t>(kMaxSparsity, dim); ++candidate) {
-        if (fits(Packing::code_bytes(trained->n_atoms, candidate, options_.coefficients, options_.layout), budget_,
-                 dim)) {
+        if (fits_budget(Packing::code_bytes(trained->n_atoms, candidate, options_.coefficients, options_.layout),
+                        budget_, dim)) {
             largest = candidate;
         }
     }
@@ -206,7 +198,8 @@ CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const Si
 // Whether a side of a layer without transform may be coded by its dictionary.
 bool CodecChoice::may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const {
     return options_.codec == Options::CodecChoice::kDictionary ||
-           (options_.codec == Options::CodecChoice::kAuto && (s || (!bits && !fits(dim / 4 + 1, budget_, dim))));
+           (options_.codec == Options::CodecChoice::kAuto &&
+            (s || (!bits && !fits_budget(ScalarCodec::bytes_of(dim, 2), budget_, dim))));
 }
 
 // Settles the budget and what it is spent on, once: contexts with the same options have the same codecs.
@@ -214,17 +207,10 @@ void CodecChoice::plan(const LayerFacts& facts) {
     if (planned_) {
         return;
     }
-    CacheSize cache{facts.f16_bytes, facts.dense_tokens, 0};
-    const auto plan_for = [&] {
-        budget_ = budget_share(options_, cache);
-        return artifact_ && is_planned(*artifact_, options_, budget_) ? plan_budget(*artifact_, options_, budget_)
-                                                                      : std::map<uint32_t, LayerPlan>();
-    };
-    plan_ = plan_for();
-    if (artifact_ && options_.size_budget) {
-        cache.fixed_bytes = planned_fixed_bytes(*artifact_, plan_);
-        plan_ = plan_for();
-    }
+    BudgetPlan settled =
+        settle_budget(artifact_ ? &*artifact_ : nullptr, options_, {facts.f16_bytes, facts.dense_tokens, 0});
+    budget_ = settled.share;
+    plan_ = std::move(settled.layers);
     if (artifact_) {
         drop_unused(*artifact_);
     }

@@ -137,9 +137,10 @@ void print_text(const Artifact& artifact, uint64_t file_bytes) {
 /// What plan_budget() makes of these options, layer by layer.
 void print_plan(const Artifact& artifact, const std::string& text) {
     const Options options = parse_options(text);
-    CacheSize cache{token_bytes(artifact, 1).f16, size_t{options.window} + options.sinks, 0};
-    const double budget = budget_share(options, cache);
-    if (!is_planned(artifact, options, budget)) {
+    const auto plan =
+        settle_budget(&artifact, options, {token_bytes(artifact, 1).f16, size_t{options.window} + options.sinks, 0})
+            .layers;
+    if (plan.empty()) {
         throw Error(fmt::format("with '{}' all layers are coded alike, nothing is planned", text));
     }
     const auto bits = [](const SidePlan& side, uint32_t dim) {
@@ -153,7 +154,6 @@ void print_plan(const Artifact& artifact, const std::string& text) {
                "loss", "sensitivity", "V", "bits", "loss");
     size_t bytes = 0;
     size_t f16_bytes = 0;
-    const auto plan = plan_budget(artifact, options, budget);
     for (const LayerArtifact& layer : artifact.layers) {
         const auto planned = plan.find(layer.layer);
         if (planned == plan.end()) {

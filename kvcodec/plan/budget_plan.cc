@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <array>
 #include <numeric>
 #include <span>
 #include <vector>
@@ -17,18 +16,9 @@ namespace kvcodec {
 
 namespace {
 
-constexpr std::array<uint32_t, 4> kScalarBits = {2, 3, 4, 8};
 constexpr size_t kFewestTransformBytes = 2;
 // The scalar codec reads faster: it is taken unless it loses clearly more.
 constexpr double kScalarBias = 0.9;
-
-bool fits(size_t code_bytes, double budget, size_t dim) {
-    return static_cast<double>(code_bytes) <= budget * static_cast<double>(dim * sizeof(uint16_t)) + 1e-9;
-}
-
-size_t scalar_bytes(size_t dim, uint32_t bits) {
-    return dim * bits / 8 + 1;
-}
 
 bool has_directions(const LayerArtifact& layer) {
     return !layer.k.variance.empty() && !layer.v.variance.empty();
@@ -36,8 +26,9 @@ bool has_directions(const LayerArtifact& layer) {
 
 bool each_side_fits(const Artifact& artifact, const Options& options, double budget, uint32_t bits) {
     return std::ranges::all_of(artifact.layers, [&](const LayerArtifact& layer) {
-        return !options.takes_layer(layer.layer) || (fits(scalar_bytes(layer.k.dim, bits), budget, layer.k.dim) &&
-                                                     fits(scalar_bytes(layer.v.dim, bits), budget, layer.v.dim));
+        return !options.takes_layer(layer.layer) ||
+               (fits_budget(ScalarCodec::bytes_of(layer.k.dim, bits), budget, layer.k.dim) &&
+                fits_budget(ScalarCodec::bytes_of(layer.v.dim, bits), budget, layer.v.dim));
     });
 }
 
@@ -88,17 +79,17 @@ struct Side {
 
     std::vector<SidePlan> plans() const {
         std::vector<SidePlan> plans;
-        for (const uint32_t candidate : kScalarBits) {
+        for (const uint32_t candidate : ScalarCodec::kBits) {
             if (scalar && candidate == bits.value_or(candidate)) {
-                plans.push_back(
-                    {candidate, scalar_bytes(artifact->dim, candidate), ScalarCodec::expected_loss(candidate)});
+                plans.push_back({candidate, ScalarCodec::bytes_of(artifact->dim, candidate),
+                                 ScalarCodec::expected_loss(candidate)});
             }
         }
         if (transform) {
             const std::vector<double> losses = transform_losses(*artifact, n_heads);
             for (size_t i = 0; i < losses.size(); ++i) {
                 const size_t code_bytes = kFewestTransformBytes + i;
-                if (!bits || code_bytes == scalar_bytes(artifact->dim, *bits)) {
+                if (!bits || code_bytes == ScalarCodec::bytes_of(artifact->dim, *bits)) {
                     plans.push_back({std::nullopt, code_bytes, losses[i]});
                 }
             }
@@ -109,10 +100,13 @@ struct Side {
 
 }  // namespace
 
+bool fits_budget(size_t code_bytes, double budget, size_t dim) {
+    return static_cast<double>(code_bytes) <= budget * static_cast<double>(dim * sizeof(uint16_t)) + 1e-9;
+}
+
 double budget_share(const Options& options, const CacheSize& cache) {
-    constexpr double kDefault = 0.2;
     if (!options.size_budget) {
-        return options.budget.value_or(kDefault);
+        return options.budget.value_or(kDefaultBudget);
     }
     const SizeBudget& budget = *options.size_budget;
     const auto f16 = static_cast<double>(cache.f16_bytes);
@@ -194,6 +188,22 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
         planned[layers[i]] = {plans[2 * i][chosen[2 * i]], plans[2 * i + 1][chosen[2 * i + 1]]};
     }
     return planned;
+}
+
+BudgetPlan settle_budget(const Artifact* artifact, const Options& options, CacheSize cache) {
+    const auto settle = [&] {
+        BudgetPlan plan{budget_share(options, cache), {}};
+        if (artifact != nullptr && is_planned(*artifact, options, plan.share)) {
+            plan.layers = plan_budget(*artifact, options, plan.share);
+        }
+        return plan;
+    };
+    BudgetPlan plan = settle();
+    if (artifact != nullptr && options.size_budget) {
+        cache.fixed_bytes = planned_fixed_bytes(*artifact, plan.layers);
+        plan = settle();
+    }
+    return plan;
 }
 
 }  // namespace kvcodec

@@ -24,6 +24,11 @@ struct LayerPlan {
     SidePlan v;
 };
 
+constexpr double kDefaultBudget = 0.2;
+
+/// Whether codes of vectors of this length are no larger than their share of f16.
+bool fits_budget(size_t code_bytes, double budget, size_t dim);
+
 /// The cache that a budget in bytes is for.
 struct CacheSize {
     size_t f16_bytes = 0;     ///< of one token's keys and values
@@ -49,5 +54,15 @@ bool is_planned(const Artifact& artifact, const Options& options, double budget)
 /// By layer, those that options.layers names. Throws Error where a transform is asked for and the artifact has no
 /// principal directions.
 std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Options& options, double budget);
+
+struct BudgetPlan {
+    double share = 0;                      ///< the budget, code bytes per f16 byte
+    std::map<uint32_t, LayerPlan> layers;  ///< of layers that plan_budget() decides on; empty where it does not
+};
+
+/// What a budget comes to and what it is spent on. artifact may be null. A budget of the whole cache is
+/// settled twice, because what tables take depends on the plan; cache.fixed_bytes counts the first time only. Throws
+/// Error.
+BudgetPlan settle_budget(const Artifact* artifact, const Options& options, CacheSize cache);
 
 }  // namespace kvcodec

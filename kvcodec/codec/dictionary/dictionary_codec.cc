@@ -251,10 +251,12 @@ HWY_EXPORT(finish_rows);
 constexpr double kMostLoss = 0.5;
 
 float gain_of(const float* x, size_t dim, float residual_energy, float unbias) {
+    if (unbias == 0.0F) {
+        return 1.0F;
+    }
     const double energy = std::inner_product(x, x + dim, x, 0.0);
-    return unbias == 0.0F || !(energy > 0.0) || !(residual_energy >= 0.0F)
-               ? 1.0F
-               : unbias_gain(std::min(kMostLoss, residual_energy / energy), unbias);
+    const bool usable = energy > 0.0 && residual_energy >= 0.0F;
+    return usable ? unbias_gain(std::min(kMostLoss, residual_energy / energy), unbias) : 1.0F;
 }
 
 // Rows unpacked at a time: their nonzeros stay in the first-level cache.

@@ -613,7 +613,7 @@ ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) {
     format_.dim = dim;
     format_.bits = bits;
     format_.gain = unbias_gain(expected_loss(bits), unbias);
-    format_.code_bytes = dim * bits / 8 + 1;
+    format_.code_bytes = bytes_of(dim, bits);
     const std::vector<double> positive = positive_levels(bits);
     const double unit = positive.back() / 127.0;
     if (bits != 8) {

@@ -40,14 +40,15 @@ struct ScalarFormat {
 /// Scalar quantisation with 2, 3, 4 (Lloyd-Max levels) or 8 bits (uniform levels) an element and 8 bits a vector.
 ///
 /// The scale is the one of a logarithmic grid (12 steps an octave, 0.0007 to 1500) that is the gain times the one with
-/// the least squared error. Zero
-/// vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code space is the rotated vector:
-/// space() == dim().
+/// the least squared error. Zero vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code
+/// space is the rotated vector: space() == dim().
 class ScalarCodec final : public Codec {
   public:
     /// dim: a multiple of 16, at most ScalarFormat::kMaxDim. unbias: see shrinkage.h.
     ScalarCodec(size_t dim, unsigned bits, float unbias = 0.0F);
 
+    static constexpr std::array<uint32_t, 4> kBits = {2, 3, 4, 8};
+    static size_t bytes_of(size_t dim, unsigned bits) { return dim * bits / 8 + 1; }
     /// Share of a Gaussian's variance that is lost (Max 1960, table I), without gain.
     static double expected_loss(unsigned bits);
 

@@ -32,9 +32,10 @@ constexpr size_t kMaxDim = ScalarFormat::kMaxDim;
 constexpr int kStepsPerOctave = 12;
 /// Scale byte of a vector whose elements have variance 1.
 constexpr int kUnitScale = 128;
-/// Scales tried around the one of the vector's variance.
-constexpr int kFirstScale = -4;
-constexpr int kLastScale = 3;
+/// First of the scales tried around the one of the vector's variance: with 8 bits, and on the trellis.
+constexpr int kFirstUniform = -4;
+constexpr int kLastUniform = 3;
+constexpr int kFirstTrellis = -2;
 
 template <typename T>
 T load_word(const uint8_t* from) {
@@ -71,35 +72,67 @@ uint64_t pack_pairs(const uint8_t* index, unsigned shift) {
     return word;
 }
 
-/// Bit 2 of each of 32 indices.
-uint32_t pack_singles(const uint8_t* index) {
+/// One bit of each of 32 indices.
+uint32_t pack_singles(const uint8_t* index, unsigned shift) {
     uint32_t word = 0;
     for (unsigned i = 0; i < 8; ++i) {
-        word |= (load_word<uint32_t>(index + 4 * i) >> 2 & 0x01010101U) << i;
+        word |= (load_word<uint32_t>(index + 4 * i) >> shift & 0x01010101U) << i;
     }
     return word;
 }
 
+/// Where the planes of a code start.
+struct Planes {
+    Planes(const ScalarFormat& format)
+        : pairs(format.dim / 8), singles(format.bits == 2 ? format.dim / 8 : format.dim * 3 / 8) {}
+    size_t pairs;    // 3 and 4 bits
+    size_t singles;  // 2 and 4 bits
+};
+
 /// index: [dim] and zeros up to a whole group.
 void pack_indices(const ScalarFormat& format, const uint8_t* index, uint8_t* code) {
-    uint8_t* second = code + format.dim / 4;
+    const Planes planes(format);
     for (size_t i = 0; i < format.dim; i += kGroup, index += kGroup) {
-        if (i + kGroup <= format.dim) {
-            store_word(pack_pairs(index, 0), code + i / 4);
-            if (format.bits == 3) {
-                store_word(pack_singles(index), second + i / 8);
-            } else if (format.bits == 4) {
-                store_word(pack_pairs(index, 2), second + i / 4);
-            }
-        } else {
-            store_word(fold(pack_pairs(index, 0)), code + i / 4);
-            if (format.bits == 3) {
-                store_word(fold(pack_singles(index)), second + i / 8);
-            } else if (format.bits == 4) {
-                store_word(fold(pack_pairs(index, 2)), second + i / 4);
-            }
+        const bool whole = i + kGroup <= format.dim;
+        const auto store_singles = [&](unsigned shift, uint8_t* plane) {
+            const uint32_t word = pack_singles(index, shift);
+            whole ? store_word(word, plane + i / 8) : store_word(fold(word), plane + i / 8);
+        };
+        store_singles(0, code);
+        if (format.bits >= 3) {
+            const uint64_t word = pack_pairs(index, 1);
+            whole ? store_word(word, code + planes.pairs + i / 4) : store_word(fold(word), code + planes.pairs + i / 4);
+        }
+        if (format.bits != 3) {
+            store_singles(format.bits - 1, code + planes.singles);
         }
     }
+}
+
+/// The elements in the order of the bits of a plane that holds one of each.
+std::vector<uint16_t> order_of_singles(size_t dim) {
+    std::vector<uint16_t> order;
+    for (size_t begin = 0; begin < dim; begin += kGroup) {
+        const bool whole = begin + kGroup <= dim;
+        for (size_t bit = 0; bit < (whole ? kGroup : kGroup / 2); ++bit) {
+            const size_t byte = bit / 8;
+            const size_t place = bit % 8;
+            const size_t element = whole ? 4 * place + byte : place < 4 ? 4 * place + byte : 4 * (place - 4) + byte + 2;
+            order.push_back(static_cast<uint16_t>(begin + element));
+        }
+    }
+    return order;
+}
+
+/// Byte of the scale for a vector of this energy.
+int scale_near(const ScalarFormat& format, float energy) {
+    const float octaves = 0.5F * std::log2(energy / static_cast<float>(format.dim)) + std::log2(format.gain);
+    return kUnitScale + static_cast<int>(std::lround(octaves * kStepsPerOctave));
+}
+
+/// Byte of one of the scales that are tried on the trellis.
+uint8_t scale_byte(int middle, size_t candidate) {
+    return static_cast<uint8_t>(std::clamp(middle + kFirstTrellis + static_cast<int>(candidate), 1, 255));
 }
 
 /// Rows of levels lie this far apart.
@@ -179,108 +212,76 @@ void rotate(const ScalarFormat& format, const float* x, float* y) {
 
 // --- encode ---
 
-/// The quantiser in units of a level: magnitudes and the thresholds between them.
-struct Quantiser {
-    explicit Quantiser(const ScalarFormat& format) : size(format.bits == 8 ? 0 : size_t{1} << (format.bits - 1)) {
-        for (size_t i = 0; i < size; ++i) {
-            magnitude[i] = format.levels[i];
-        }
-        for (size_t i = 0; i + 1 < size; ++i) {
-            threshold[i] = 0.5F * (magnitude[i] + magnitude[i + 1]);
-        }
-    }
-    size_t size;  // 0: uniform, 8 bits
-    std::array<float, 8> magnitude{};
-    std::array<float, 8> threshold{};
-};
-
-/// Squared error of |y| / scale, in squared level units.
-float quantisation_error(const Quantiser& quantiser, const float* HWY_RESTRICT y, size_t dim, float inverse_scale) {
+/// Squared error of y / scale with uniform levels, in squared level units.
+float uniform_error(const float* HWY_RESTRICT y, size_t dim, float inverse_scale) {
     const Wide d;
     const auto factor = hn::Set(d, inverse_scale);
     auto error = hn::Zero(d);
     for (size_t i = 0; i < dim; i += hn::Lanes(d)) {
         const auto v = hn::Abs(hn::Mul(hn::LoadU(d, y + i), factor));
-        auto level =
-            quantiser.size == 0 ? hn::Min(hn::Round(v), hn::Set(d, 127.0F)) : hn::Set(d, quantiser.magnitude[0]);
-        for (size_t k = 1; k < quantiser.size; ++k) {
-            const auto magnitude = hn::Set(d, quantiser.magnitude[k]);
-            level = hn::IfThenElse(hn::Gt(v, hn::Set(d, quantiser.threshold[k - 1])), magnitude, level);
-        }
-        const auto difference = hn::Sub(v, level);
+        const auto difference = hn::Sub(v, hn::Min(hn::Round(v), hn::Set(d, 127.0F)));
         error = hn::MulAdd(difference, difference, error);
     }
     return hn::GetLane(hn::SumOfLanes(d, error));
 }
 
-void quantise(const Quantiser& quantiser, const float* HWY_RESTRICT y, size_t dim, float inverse_scale,
-              uint8_t* HWY_RESTRICT index) {
+void quantise_uniformly(const float* HWY_RESTRICT y, size_t dim, float inverse_scale, uint8_t* HWY_RESTRICT code) {
     const Wide d;
     const hn::Rebind<uint8_t, Wide> bytes;
     const hn::Rebind<int32_t, Wide> integers;
     const auto factor = hn::Set(d, inverse_scale);
     for (size_t i = 0; i < dim; i += hn::Lanes(d)) {
         const auto v = hn::Mul(hn::LoadU(d, y + i), factor);
-        if (quantiser.size == 0) {
-            const auto level = hn::NearestInt(hn::Clamp(v, hn::Set(d, -127.0F), hn::Set(d, 127.0F)));
-            hn::StoreU(hn::DemoteTo(bytes, hn::And(level, hn::Set(integers, 0xff))), bytes, index + i);
-            continue;
-        }
-        const auto magnitude = hn::Abs(v);
-        auto rank = hn::IfThenElseZero(hn::Lt(v, hn::Zero(d)), hn::Set(d, static_cast<float>(quantiser.size)));
-        for (size_t k = 1; k < quantiser.size; ++k) {
-            const auto above = hn::Gt(magnitude, hn::Set(d, quantiser.threshold[k - 1]));
-            rank = hn::Add(rank, hn::IfThenElseZero(above, hn::Set(d, 1.0F)));
-        }
-        hn::StoreU(hn::DemoteTo(bytes, hn::ConvertTo(integers, rank)), bytes, index + i);
+        const auto level = hn::NearestInt(hn::Clamp(v, hn::Set(d, -127.0F), hn::Set(d, 127.0F)));
+        hn::StoreU(hn::DemoteTo(bytes, hn::And(level, hn::Set(integers, 0xff))), bytes, code + i);
     }
 }
 
-/// Byte of the scale; 0 if zeros are as good.
-size_t choose_scale(const ScalarFormat& format, const Quantiser& quantiser, const float* y) {
+float energy_of(const float* HWY_RESTRICT y, size_t dim) {
     const Wide d;
     auto squares = hn::Zero(d);
-    for (size_t i = 0; i < format.dim; i += hn::Lanes(d)) {
+    for (size_t i = 0; i < dim; i += hn::Lanes(d)) {
         const auto v = hn::LoadU(d, y + i);
         squares = hn::MulAdd(v, v, squares);
     }
-    float least = hn::GetLane(hn::SumOfLanes(d, squares));
-    if (!std::isfinite(least) || least == 0.0F) {
-        return 0;
-    }
-    const float octaves = 0.5F * std::log2(least / static_cast<float>(format.dim));
-    const float gain_octaves = std::log2(format.gain);
-    const int middle = kUnitScale + static_cast<int>(std::lround((octaves + gain_octaves) * kStepsPerOctave));
-    size_t best = 0;
-    for (int i = kFirstScale; i <= kLastScale; ++i) {
-        const auto candidate = static_cast<size_t>(std::clamp(middle + i, 1, 255));
-        const float scale = format.scales[candidate] / format.gain;
-        const float error = quantisation_error(quantiser, y, format.dim, 1.0F / scale) * scale * scale;
-        if (error < least) {
-            least = error;
-            best = candidate;
-        }
-    }
-    return best;
+    return hn::GetLane(hn::SumOfLanes(d, squares));
 }
 
-void encode_rows(const ScalarFormat& format, const float* x, size_t n, uint8_t* code) {
-    const Quantiser quantiser(format);
+void encode_uniformly(const ScalarFormat& format, const float* x, size_t n, uint8_t* code) {
     HWY_ALIGN float y[kMaxDim];
-    HWY_ALIGN uint8_t index[kMaxDim] = {};
     for (size_t row = 0; row < n; ++row, x += format.dim, code += format.code_bytes) {
         rotate(format, x, y);
-        const size_t scale = choose_scale(format, quantiser, y);
         std::memset(code, 0, format.code_bytes);
-        if (scale == 0) {
+        float least = energy_of(y, format.dim);
+        if (!std::isfinite(least) || least == 0.0F) {
             continue;
         }
-        code[format.code_bytes - 1] = static_cast<uint8_t>(scale);
-        quantise(quantiser, y, format.dim, format.gain / format.scales[scale], index);
-        if (format.bits == 8) {
-            std::memcpy(code, index, format.dim);
-        } else {
-            pack_indices(format, index, code);
+        const int middle = scale_near(format, least);
+        size_t best = 0;
+        for (int i = kFirstUniform; i <= kLastUniform; ++i) {
+            const auto candidate = static_cast<size_t>(std::clamp(middle + i, 1, 255));
+            const float scale = format.scales[candidate] / format.gain;
+            const float error = uniform_error(y, format.dim, 1.0F / scale) * scale * scale;
+            if (error < least) {
+                least = error;
+                best = candidate;
+            }
+        }
+        if (best != 0) {
+            quantise_uniformly(y, format.dim, format.gain / format.scales[best], code);
+            code[format.code_bytes - 1] = static_cast<uint8_t>(best);
+        }
+    }
+}
+
+/// y [n, dim]: rotated rows in the order of the trellis; returns their energies.
+void prepare_trellis(const ScalarFormat& format, const float* x, size_t n, float* y, float* energy) {
+    HWY_ALIGN float rotated[kMaxDim];
+    for (size_t row = 0; row < n; ++row, x += format.dim, y += format.dim) {
+        rotate(format, x, rotated);
+        energy[row] = energy_of(rotated, format.dim);
+        for (size_t t = 0; t < format.dim; ++t) {
+            y[t] = rotated[format.order[t]];
         }
     }
 }
@@ -290,35 +291,59 @@ void encode_rows(const ScalarFormat& format, const float* x, size_t n, uint8_t* 
 /// Levels [level_stride] of a code with 2 to 4 bits; those past dim are arbitrary.
 template <unsigned kBits>
 void unpack(const ScalarFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
-    const hn::CappedTag<uint64_t, 4> d64;
-    const hn::Repartition<uint32_t, decltype(d64)> d32;
-    const hn::Repartition<int8_t, decltype(d64)> d8;
+    const hn::CappedTag<uint32_t, 8> d32;
+    const hn::Repartition<uint64_t, decltype(d32)> d64;
+    const hn::Repartition<int8_t, decltype(d32)> d8;
     HWY_ALIGN static constexpr uint64_t kPairShifts[4] = {0, 2, 4, 6};
     HWY_ALIGN static constexpr uint32_t kSingleShifts[8] = {0, 1, 2, 3, 4, 5, 6, 7};
-    const auto two_bits = hn::Set(d64, 0x0303030303030303U);
     const auto one_bit = hn::Set(d32, 0x01010101U);
-    const auto level_of_index = hn::LoadDup128(d8, format.levels.data());
-    const uint8_t* HWY_RESTRICT second = code + format.dim / 4;
+    const auto two_bits = hn::Set(d64, 0x0303030303030303U);
+    const auto level_of_place = hn::LoadDup128(d8, format.levels.data());
+    const auto level_of_high_place = hn::LoadDup128(d8, format.levels.data() + 16);
+    const Planes planes(format);
+    unsigned history = 0;
     for (size_t i = 0; i < format.dim; i += kGroup) {
-        const bool whole = i + kGroup <= format.dim;
-        const auto pairs = [&](const uint8_t* plane) {
-            return whole ? load_word<uint64_t>(plane + i / 4) : unfold(load_word<uint32_t>(plane + i / 4));
-        };
-        const auto singles = [&](const uint8_t* plane) {
-            return whole ? load_word<uint32_t>(plane + i / 8) : unfold(load_word<uint16_t>(plane + i / 8));
-        };
-        const auto first_word = hn::Set(d64, pairs(code));
-        for (size_t part = 0; part < 4; part += hn::Lanes(d64)) {
-            const auto shifts = hn::Load(d64, kPairShifts + part);
-            auto index = hn::And(hn::Shr(first_word, shifts), two_bits);
-            if constexpr (kBits == 3) {
-                const auto bit = hn::Shr(hn::Set(d32, singles(second)), hn::Load(d32, kSingleShifts + 2 * part));
-                index = hn::Or(index, hn::ShiftLeft<2>(hn::BitCast(d64, hn::And(bit, one_bit))));
-            } else if constexpr (kBits == 4) {
-                const auto high = hn::And(hn::Shr(hn::Set(d64, pairs(second)), shifts), two_bits);
-                index = hn::Or(index, hn::ShiftLeft<2>(high));
+        uint32_t low = 0, high = 0, rest = 0;
+        uint64_t pair = 0;
+        if (i + kGroup <= format.dim) {
+            const auto path = load_word<uint32_t>(code + i / 8);
+            low = Trellis::low(path, history);
+            high = Trellis::high(path, history);
+            history = Trellis::history_after(path);
+            if constexpr (kBits >= 3) {
+                pair = load_word<uint64_t>(code + planes.pairs + i / 4);
             }
-            hn::StoreU(hn::TableLookupBytes(level_of_index, hn::BitCast(d8, index)), d8, levels + i + 8 * part);
+            if constexpr (kBits != 3) {
+                rest = load_word<uint32_t>(code + planes.singles + i / 8);
+            }
+        } else {
+            const auto path = load_word<uint16_t>(code + i / 8);
+            low = unfold(Trellis::low(path, history));
+            high = unfold(Trellis::high(path, history));
+            if constexpr (kBits >= 3) {
+                pair = unfold(load_word<uint32_t>(code + planes.pairs + i / 4));
+            }
+            if constexpr (kBits != 3) {
+                rest = unfold(load_word<uint16_t>(code + planes.singles + i / 8));
+            }
+        }
+        for (size_t part = 0; part < 8; part += hn::Lanes(d32)) {
+            const auto shifts = hn::Load(d32, kSingleShifts + part);
+            const auto singles = [&](uint32_t word) { return hn::And(hn::Shr(hn::Set(d32, word), shifts), one_bit); };
+            auto place = hn::Or(singles(low), hn::ShiftLeft<1>(singles(high)));
+            if constexpr (kBits >= 3) {
+                const auto two = hn::And(hn::Shr(hn::Set(d64, pair), hn::Load(d64, kPairShifts + part / 2)), two_bits);
+                place = hn::Or(place, hn::ShiftLeft<2>(hn::BitCast(d32, two)));
+            } else {
+                place = hn::Or(place, hn::ShiftLeft<2>(singles(rest)));
+            }
+            auto level = hn::TableLookupBytes(level_of_place, hn::BitCast(d8, place));
+            if constexpr (kBits == 4) {
+                const auto is_high = hn::Ne(hn::BitCast(d8, singles(rest)), hn::Zero(d8));
+                const auto high_level = hn::TableLookupBytes(level_of_high_place, hn::BitCast(d8, place));
+                level = hn::IfThenElse(is_high, high_level, level);
+            }
+            hn::StoreU(level, d8, levels + i + 4 * part);
         }
     }
 }
@@ -562,29 +587,16 @@ HWY_AFTER_NAMESPACE();
 namespace kvcodec {
 namespace {
 
-HWY_EXPORT(encode_rows);
+HWY_EXPORT(encode_uniformly);
+HWY_EXPORT(prepare_trellis);
 HWY_EXPORT(decode_rows);
 HWY_EXPORT(prepare_rows);
 HWY_EXPORT(score_rows);
 HWY_EXPORT(accumulate_rows);
 HWY_EXPORT(finish_elements);
 
-/// Positive levels of the quantiser with least squared error for a unit Gaussian (Lloyd-Max; J. Max 1960, table I).
-/// With 8 bits levels are uniform, and only the largest one is given.
-std::vector<double> positive_levels(unsigned bits) {
-    switch (bits) {
-        case 2:
-            return {0.452780, 1.510417};
-        case 3:
-            return {0.245094, 0.756006, 1.343909, 2.151946};
-        case 4:
-            return {0.128395, 0.388048, 0.656759, 0.942340, 1.256231, 1.618046, 2.069017, 2.732590};
-        case 8:
-            return {3.5};
-        default:
-            throw Error("the scalar codec has 2, 3, 4 or 8 bits an element, not " + std::to_string(bits));
-    }
-}
+/// The largest level of 8 bits, in deviations.
+constexpr double kUniformRange = 3.5;
 
 const uint8_t* bytes(const std::byte* codes) {
     return reinterpret_cast<const uint8_t*>(codes);
@@ -593,35 +605,29 @@ const uint8_t* bytes(const std::byte* codes) {
 }  // namespace
 
 double ScalarCodec::expected_loss(unsigned bits) {
-    switch (bits) {
-        case 2:
-            return 0.1175;
-        case 3:
-            return 0.03454;
-        case 4:
-            return 0.009497;
-        default:
-            return 1e-4;
-    }
+    return bits == 8 ? 1e-4 : Trellis::levels(bits).loss;
 }
 
-ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) {
+ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias)
+    : trellis_(std::vector<uint8_t>(bits == 8 ? 0 : dim, static_cast<uint8_t>(bits)),
+               std::vector<float>(bits == 8 ? 0 : dim, 1.0F)) {
     if (dim == 0 || dim % 16 != 0 || dim > ScalarFormat::kMaxDim) {
         throw Error("the scalar codec needs a head size that is a multiple of 16 up to " +
                     std::to_string(ScalarFormat::kMaxDim) + ", not " + std::to_string(dim));
+    }
+    if (std::ranges::find(kBits, bits) == kBits.end()) {
+        throw Error("the scalar codec has 2, 3, 4 or 8 bits an element, not " + std::to_string(bits));
     }
     format_.dim = dim;
     format_.bits = bits;
     format_.gain = unbias_gain(expected_loss(bits), unbias);
     format_.code_bytes = bytes_of(dim, bits);
-    const std::vector<double> positive = positive_levels(bits);
-    const double unit = positive.back() / 127.0;
+    double unit = kUniformRange / 127.0;
     if (bits != 8) {
-        for (size_t i = 0; i < positive.size(); ++i) {
-            const auto level = static_cast<int8_t>(std::lround(positive[i] / unit));
-            format_.levels[i] = level;
-            format_.levels[positive.size() + i] = static_cast<int8_t>(-level);
-        }
+        const Trellis::Levels& levels = Trellis::levels(bits);
+        unit = static_cast<double>(levels.unit);
+        std::copy_n(levels.level.begin(), size_t{2} << bits, format_.levels.begin());
+        format_.order = order_of_singles(dim);
     }
     for (int i = 1; i < 256; ++i) {
         const double octaves = static_cast<double>(i - kUnitScale) / kStepsPerOctave;
@@ -641,11 +647,51 @@ std::string ScalarCodec::describe() const {
 }
 
 size_t ScalarCodec::fixed_bytes() const {
-    return sizeof(format_) + format_.signs.size() * sizeof(float);
+    return sizeof(format_) + format_.signs.size() * sizeof(float) + format_.order.size() * sizeof(uint16_t);
 }
 
 void ScalarCodec::encode(const float* x, size_t n, std::byte* codes) const {
-    HWY_DYNAMIC_DISPATCH(encode_rows)(format_, x, n, reinterpret_cast<uint8_t*>(codes));
+    auto* code = reinterpret_cast<uint8_t*>(codes);
+    if (format_.bits == 8) {
+        HWY_DYNAMIC_DISPATCH(encode_uniformly)(format_, x, n, code);
+        return;
+    }
+    constexpr size_t kAtOnce = 16;
+    constexpr size_t kScales = TrellisEncoder::kScales;
+    std::vector<float> y(std::min(kAtOnce, n) * format_.dim);
+    std::vector<uint8_t> trellis_index(y.size());
+    std::array<float, kAtOnce> energy;
+    std::array<float, kAtOnce * kScales> scales;
+    std::array<TrellisEncoder::Choice, kAtOnce> choice;
+    std::array<uint8_t, kMaxDim + kGroup> index{};
+    const float unit = Trellis::levels(format_.bits).unit;
+    for (size_t first = 0; first < n; first += kAtOnce) {
+        const size_t size = std::min(kAtOnce, n - first);
+        HWY_DYNAMIC_DISPATCH(prepare_trellis)(format_, x + first * format_.dim, size, y.data(), energy.data());
+        std::array<int, kAtOnce> middle{};
+        for (size_t row = 0; row < size; ++row) {
+            const bool usable = std::isfinite(energy[row]) && energy[row] != 0.0F;
+            if (!usable) {  // decodes to zero whatever the trellis finds
+                std::fill_n(&y[row * format_.dim], format_.dim, 0.0F);
+                energy[row] = 0.0F;
+            }
+            middle[row] = usable ? scale_near(format_, energy[row]) : kUnitScale;
+            for (size_t s = 0; s < kScales; ++s) {
+                scales[row * kScales + s] = format_.scales[scale_byte(middle[row], s)] / format_.gain / unit;
+            }
+        }
+        trellis_.encode(y.data(), size, scales.data(), trellis_index.data(), choice.data());
+        for (size_t row = 0; row < size; ++row, code += format_.code_bytes) {
+            std::memset(code, 0, format_.code_bytes);
+            if (choice[row].error < energy[row]) {
+                for (size_t t = 0; t < format_.dim; ++t) {
+                    index[format_.order[t]] = trellis_index[row * format_.dim + t];
+                }
+                pack_indices(format_, index.data(), code);
+                code[format_.code_bytes - 1] = scale_byte(middle[row], choice[row].scale);
+            }
+        }
+    }
 }
 
 void ScalarCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/trellis/trellis.h"
 
 namespace kvcodec {
 
@@ -17,31 +18,32 @@ namespace kvcodec {
 ///
 /// H = Hadamard * diag(+-1), orthonormal, in blocks of powers of two (80 = 64 + 16). Levels are 8-bit integers in units
 /// of the scale. A code is one plane of bits after the other and then one byte for the scale:
-///     2 bits  A          index = A
-///     3 bits  A B1       index = A | B1 << 2
-///     4 bits  A B2       index = A | B2 << 2
+///     2 bits  P B1
+///     3 bits  P A
+///     4 bits  P A B1
 ///     8 bits  levels themselves, as signed bytes.
-/// A and B2 hold two bits of every element: element 8i + k of each 32 lies in byte k (of 8), bits 2i and 2i + 1. B1
-/// holds one: element 4i + k lies in byte k (of 4), bit i. A last half group of 16 takes half the bytes: the low
-/// nibbles of the second half of its bytes become the high nibbles of the first. The highest bit of an index is the
-/// sign.
+/// P and B1 hold one bit of every element: element 4i + k of each 32 lies in byte k (of 4), bit i. A holds two: element
+/// 8i + k lies in byte k (of 8), bits 2i and 2i + 1. A last half group of 16 takes half the bytes: the low nibbles of
+/// the second half of its bytes become the high nibbles of the first. P has the path bits of a trellis that meets
+/// elements in the order of P's bits; A and then B1 are what trellis.h calls the rest.
 struct ScalarFormat {
     static constexpr size_t kMaxDim = 512;
 
     size_t dim = 0;
     unsigned bits = 0;
     size_t code_bytes = 0;
-    std::array<int8_t, 16> levels{};  ///< [2^bits] of an index, for 2 to 4 bits
+    std::array<int8_t, 32> levels{};  ///< [2^(bits + 1)] by place, for 2 to 4 bits
+    std::vector<uint16_t> order;      ///< [dim]: the elements as the trellis meets them
     std::array<float, 256> scales{};  ///< size of one level unit, by scale byte; 0 for byte 0
     float gain = 1.0F;                ///< of the scale that is stored over the one of least squared error
     std::vector<float> signs;         ///< [dim], +-1 / sqrt(block)
 };
 
-/// Scalar quantisation with 2, 3, 4 (Lloyd-Max levels) or 8 bits (uniform levels) an element and 8 bits a vector.
+/// Quantisation with 2, 3, 4 (trellis-coded, see trellis.h) or 8 bits (uniform levels) an element and 8 bits a vector.
 ///
 /// The scale is the one of a logarithmic grid (12 steps an octave, 0.0007 to 1500) that is the gain times the one with
-/// the least squared error. Zero vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code
-/// space is the rotated vector: space() == dim().
+/// the least squared error, among those near the vector's own. Zero vectors, and vectors whose energy is not finite in
+/// float, decode to exactly zero. Code space is the rotated vector: space() == dim().
 class ScalarCodec final : public Codec {
   public:
     /// dim: a multiple of 16, at most ScalarFormat::kMaxDim. unbias: see shrinkage.h.
@@ -49,7 +51,7 @@ class ScalarCodec final : public Codec {
 
     static constexpr std::array<uint32_t, 4> kBits = {2, 3, 4, 8};
     static size_t bytes_of(size_t dim, unsigned bits) { return dim * bits / 8 + 1; }
-    /// Share of a Gaussian's variance that is lost (Max 1960, table I), without gain.
+    /// Share of a Gaussian's variance that is lost, without gain.
     static double expected_loss(unsigned bits);
 
     const ScalarFormat& format() const { return format_; }
@@ -72,6 +74,7 @@ class ScalarCodec final : public Codec {
 
   private:
     ScalarFormat format_;
+    TrellisEncoder trellis_;  // without elements for 8 bits
 };
 
 }  // namespace kvcodec

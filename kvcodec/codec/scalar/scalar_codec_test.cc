@@ -53,30 +53,34 @@ unsigned bits_at(const uint8_t* bytes, size_t byte, size_t bit, unsigned n_bits)
     return bytes[byte] >> bit & ((1U << n_bits) - 1U);
 }
 
-/// Index of one element, read bit by bit as scalar_codec.h describes the layout.
-unsigned index_at(const ScalarFormat& format, const uint8_t* code, size_t element) {
-    const size_t group = element / 32 * 32;
-    const bool half = group + 32 > format.dim;
-    const auto pair = [&](const uint8_t* plane) {
-        const size_t i = element % 32 / 8;
-        const size_t k = element % 8;
-        return half ? bits_at(plane, group / 4 + k % 4, 2 * i + (k < 4 ? 0 : 4), 2)
-                    : bits_at(plane, group / 4 + k, 2 * i, 2);
-    };
-    const auto single = [&](const uint8_t* plane) {
-        const size_t i = element % 32 / 4;
-        const size_t k = element % 4;
-        return half ? bits_at(plane, group / 8 + k % 2, i + (k < 2 ? 0 : 4), 1) : bits_at(plane, group / 8 + k, i, 1);
-    };
-    const uint8_t* second = code + format.dim / 4;
-    switch (format.bits) {
-        case 2:
-            return pair(code);
-        case 3:
-            return pair(code) | single(second) << 2;
-        default:
-            return pair(code) | pair(second) << 2;
+/// Places of one row's levels, read bit by bit as scalar_codec.h and trellis.h describe them.
+std::vector<unsigned> places(const ScalarFormat& format, const uint8_t* code) {
+    const uint8_t* pairs = code + format.dim / 8;
+    const uint8_t* singles = format.bits == 4 ? pairs + format.dim / 4 : pairs;
+    std::vector<unsigned> place(format.dim);
+    std::vector<size_t> bit_of(format.dim);  // in the plane of path bits
+    for (size_t element = 0; element < format.dim; ++element) {
+        const size_t group = element / 32 * 32;
+        const bool half = group + 32 > format.dim;
+        size_t i = element % 32 / 4, k = element % 4;
+        const size_t byte = half ? group / 8 + k % 2 : group / 8 + k;
+        const size_t bit = half && k >= 2 ? i + 4 : i;
+        bit_of[element] = 8 * byte + bit;
+        i = element % 32 / 8;
+        k = element % 8;
+        const unsigned two = half ? bits_at(pairs, group / 4 + k % 4, 2 * i + (k < 4 ? 0 : 4), 2)
+                                  : bits_at(pairs, group / 4 + k, 2 * i, 2);
+        const unsigned one = bits_at(singles, byte, bit, 1);
+        place[element] = (format.bits == 2 ? one : format.bits == 3 ? two : two | one << 2) << 2;
     }
+    for (size_t element = 0; element < format.dim; ++element) {
+        const auto path = [&](size_t back) {
+            const size_t t = bit_of[element];
+            return t < back ? 0U : bits_at(code, (t - back) / 8, (t - back) % 8, 1);
+        };
+        place[element] |= path(2) | (path(0) ^ path(1) ^ path(3)) << 1;
+    }
+    return place;
 }
 
 /// Rotated vectors y [n, dim] = scale * level in double, from the bytes alone.
@@ -84,9 +88,9 @@ std::vector<double> reference_rotated(const ScalarFormat& format, const std::vec
     std::vector<double> y(n * format.dim);
     for (size_t row = 0; row < n; ++row) {
         const auto* code = reinterpret_cast<const uint8_t*>(codes.data()) + row * format.code_bytes;
+        const std::vector<unsigned> place = format.bits == 8 ? std::vector<unsigned>() : places(format, code);
         for (size_t i = 0; i < format.dim; ++i) {
-            const int level =
-                format.bits == 8 ? static_cast<int8_t>(code[i]) : format.levels[index_at(format, code, i)];
+            const int level = format.bits == 8 ? static_cast<int8_t>(code[i]) : format.levels[place[i]];
             y[row * format.dim + i] = double{format.scales[code[format.code_bytes - 1]]} * level;
         }
     }
@@ -214,9 +218,9 @@ TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
     }
 }
 
-/// Least squared error of a quantiser with 2^bits levels for a unit Gaussian (J. Max 1960); with 8 bits, of a uniform
-/// one over +-3.5.
-double gaussian_distortion(unsigned bits) {
+/// Least squared error of a quantiser of single elements with 2^bits levels for a unit Gaussian (J. Max 1960); with 8
+/// bits, of a uniform one over +-3.5.
+double distortion_of_single_elements(unsigned bits) {
     switch (bits) {
         case 2:
             return 0.1175;
@@ -229,18 +233,18 @@ double gaussian_distortion(unsigned bits) {
     }
 }
 
-TEST_P(ScalarCodecTest, DistortionOnGaussianVectorsIsAsTheoryHasIt) {
-    // The best scale for each vector, rather than for the distribution, gains a fifth at 4 bits in vectors of 64, and
-    // more at 8 bits, where it follows the largest element.
-    const double theory = gaussian_distortion(GetParam().bits);
+TEST_P(ScalarCodecTest, DistortionOnGaussianVectorsIsBelowThatOfSingleElements) {
+    const unsigned bits = GetParam().bits;
     for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const float deviation : {0.01F, 1.0F, 30.0F}) {
             const std::vector<float> x = random_vector(2000 * dim_, rng_, deviation);
             const double error = relative_error(x, decode(codec_, encode(codec_, x), 2000));
-            EXPECT_LT(error, 1.03 * theory);
-            EXPECT_GT(error, (GetParam().bits == 8 ? 0.3 : 0.7) * theory);
+            EXPECT_LT(error, (bits == 8 ? 1.0 : 0.8) * distortion_of_single_elements(bits));
+            if (bits != 8) {  // where the scale of each vector follows its largest element
+                EXPECT_NEAR(error / ScalarCodec::expected_loss(bits), 1.0, 0.1);
+            }
         }
     }
 }
@@ -290,24 +294,6 @@ INSTANTIATE_TEST_SUITE_P(Shapes, ScalarCodecTest,
                              return "Dim" + std::to_string(test.param.dim) + "Bits" + std::to_string(test.param.bits);
                          });
 
-TEST(ScalarCodec, LevelsAreThoseOfLloydAndMax) {
-    constexpr double kStep = 1e-4;
-    constexpr double kDensity = 0.3989422804014327;
-    for (const unsigned bits : {2, 3, 4}) {
-        const ScalarCodec codec(64, bits);
-        const float unit = codec.format().scales[128];
-        double distortion = 0.0;
-        for (double x = -8.0; x < 8.0; x += kStep) {
-            double nearest = 8.0;
-            for (size_t i = 0; i < size_t{1} << bits; ++i) {
-                nearest = std::min(nearest, std::abs(x - codec.format().levels[i] * unit));
-            }
-            distortion += nearest * nearest * kDensity * std::exp(-0.5 * x * x) * kStep;
-        }
-        EXPECT_NEAR(distortion / gaussian_distortion(bits), 1.0, 0.005) << bits << " bits";
-    }
-}
-
 TEST(ScalarCodec, GainUndoesShrinkage) {
     std::mt19937 rng(3);
     const std::vector<float> x = random_vector(4000 * 128, rng);
@@ -317,7 +303,7 @@ TEST(ScalarCodec, GainUndoesShrinkage) {
             const std::vector<float> decoded = decode(codec, encode(codec, x), 4000);
             const double slope = std::inner_product(x.begin(), x.end(), decoded.begin(), 0.0) /
                                  std::inner_product(x.begin(), x.end(), x.begin(), 0.0);
-            const double expected = std::pow(1 - gaussian_distortion(bits), 1 - unbias);
+            const double expected = std::pow(1 - ScalarCodec::expected_loss(bits), 1 - unbias);
             EXPECT_NEAR(slope, expected, 0.01) << bits << " bits, " << unbias;
         }
     }

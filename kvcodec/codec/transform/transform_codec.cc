@@ -32,69 +32,6 @@ constexpr size_t kMaxDim = TransformFormat::kMaxDim;
 /// Rows coded or decoded at a time.
 constexpr size_t kChunk = 32;
 
-/// The Lloyd-Max quantiser of a unit Gaussian with 1 << bits levels, rounded to 8-bit integers.
-struct Quantiser {
-    static constexpr float kRange = 4.5F;    ///< of the grid of indices, in deviations
-    static constexpr float kSteps = 128.0F;  ///< grid points a deviation
-    static constexpr size_t kPoints = 2 * 576 + 1;
-
-    float unit = 0.0F;                     ///< deviations a level unit
-    double loss = 1.0;                     ///< mean squared error, of unrounded levels
-    std::array<int8_t, 64> levels{};       ///< [1 << bits], ascending; 16 of them are always readable
-    std::array<uint8_t, kPoints> index{};  ///< by grid point, of the nearest level
-};
-
-/// Positive half of the levels, and the mean squared error: fixed-point iteration (Lloyd 1957, Max 1960).
-std::vector<double> lloyd_max(size_t n_positive, double& loss) {
-    const auto density = [](double x) { return std::exp(-x * x / 2) / std::sqrt(2 * std::numbers::pi); };
-    const auto above = [](double x) { return std::erfc(x / std::numbers::sqrt2) / 2; };
-    std::vector<double> level(n_positive);
-    for (size_t i = 0; i < n_positive; ++i) {
-        level[i] = 3.0 * (static_cast<double>(i) + 0.5) / static_cast<double>(n_positive);
-    }
-    for (int round = 0; round < 2000; ++round) {
-        loss = 1.0;
-        double low = 0.0;
-        for (size_t i = 0; i < n_positive; ++i) {
-            const bool last = i + 1 == n_positive;
-            const double high = last ? 0.0 : (level[i] + level[i + 1]) / 2;
-            const double mass = above(low) - (last ? 0.0 : above(high));
-            level[i] = (density(low) - (last ? 0.0 : density(high))) / mass;
-            loss -= 2 * mass * level[i] * level[i];
-            low = high;
-        }
-    }
-    return level;
-}
-
-/// By bits; without bits there is nothing but the loss.
-const std::array<Quantiser, kMaxBits + 1>& quantisers() {
-    static const auto instance = [] {
-        std::array<Quantiser, kMaxBits + 1> all;
-        for (size_t bits = 1; bits <= kMaxBits; ++bits) {
-            Quantiser& q = all[bits];
-            const size_t n = size_t{1} << (bits - 1);
-            const std::vector<double> positive = lloyd_max(n, q.loss);
-            q.unit = static_cast<float>(positive.back() / 127.0);
-            for (size_t i = 0; i < n; ++i) {
-                const auto level = static_cast<int8_t>(std::lround(positive[i] / static_cast<double>(q.unit)));
-                q.levels[n + i] = level;
-                q.levels[n - 1 - i] = static_cast<int8_t>(-level);
-            }
-            for (size_t point = 0; point < Quantiser::kPoints; ++point) {
-                const float x = static_cast<float>(point) / Quantiser::kSteps - Quantiser::kRange;
-                const auto distance = [&](int8_t level) { return std::abs(static_cast<float>(level) * q.unit - x); };
-                const auto nearest =
-                    std::min_element(q.levels.begin(), q.levels.begin() + static_cast<std::ptrdiff_t>(2 * n),
-                                     [&](int8_t a, int8_t b) { return distance(a) < distance(b); });
-                q.index[point] = static_cast<uint8_t>(nearest - q.levels.begin());
-            }
-        }
-        return all;
-    }();
-    return instance;
-}
-
 /// By byte: its bits as eight bytes.
 const std::array<uint64_t, 256>& spread_bits() {
     static const auto instance = [] {
@@ -109,16 +46,26 @@ const std::array<uint64_t, 256>& spread_bits() {
     return instance;
 }
 
-/// Index of each component of one code, eight to a word.
-void unpack_indices(const TransformFormat& format, const uint8_t* code, uint64_t* index) {
+/// Place of each component's level in one code, eight to a word.
+void unpack_places(const TransformFormat& format, const uint8_t* code, uint64_t* place) {
+    constexpr size_t kWord = sizeof(uint64_t);
     const std::array<uint64_t, 256>& spread = spread_bits();
-    for (size_t group = 0; group < format.plane_bytes[0]; ++group) {
-        index[group] = spread[code[group]];
+    unsigned history = 0;
+    for (size_t first = 0; first < format.plane_bytes[0]; first += kWord) {
+        uint64_t path = 0;  // bits past the plane's end do no harm: only later components would see them
+        std::memcpy(&path, code + first, kWord);
+        uint64_t low = Trellis::low(path, history), high = Trellis::high(path, history);
+        history = Trellis::history_after(path);
+        for (size_t group = first; group < std::min(first + kWord, format.plane_bytes[0]); ++group) {
+            place[group] = spread[low & 0xff] | spread[high & 0xff] << 1;
+            low >>= 8;
+            high >>= 8;
+        }
     }
     code += format.plane_bytes[0];
     for (size_t plane = 1; plane < kMaxBits; code += format.plane_bytes[plane], ++plane) {
         for (size_t group = 0; group < format.plane_bytes[plane]; ++group) {
-            index[group] |= spread[code[group]] << plane;
+            place[group] |= spread[code[group]] << (plane + 1);
         }
     }
 }
@@ -145,18 +92,23 @@ void unpack_levels(const TransformFormat& format, const uint8_t* code, int16_t* 
     const hn::FixedTag<int8_t, 16> bytes;
     const hn::FixedTag<uint64_t, 2> words;
     const hn::FixedTag<int16_t, 8> shorts;
-    HWY_ALIGN uint64_t index[kMaxDim / kGroup];
-    unpack_indices(format, code, index);
-    const std::array<Quantiser, kMaxBits + 1>& all = quantisers();
+    HWY_ALIGN uint64_t place[kMaxDim / kGroup];
+    unpack_places(format, code, place);
     for (size_t group = 0; group < format.plane_bytes[0]; ++group, levels += kGroup) {
-        const Quantiser& quantiser = all[format.bits[group]];
+        const int8_t* level = Trellis::levels(format.bits[group]).level.data();
         if (format.bits[group] <= 4) {
-            const auto table = hn::LoadU(bytes, quantiser.levels.data());
-            const auto found = hn::TableLookupBytes(table, hn::BitCast(bytes, hn::Set(words, index[group])));
+            const auto places = hn::BitCast(bytes, hn::Set(words, place[group]));
+            auto found = hn::TableLookupBytes(hn::LoadU(bytes, level), places);
+            if (format.bits[group] == 4) {
+                const auto low_bits = hn::And(places, hn::Set(bytes, 15));
+                const auto upper = hn::TableLookupBytes(hn::LoadU(bytes, level + 16), low_bits);
+                found = hn::TableLookupBytes(hn::LoadU(bytes, level), low_bits);
+                found = hn::IfThenElse(hn::Gt(places, hn::Set(bytes, 15)), upper, found);
+            }
             hn::Store(hn::PromoteTo(shorts, hn::LowerHalf(found)), shorts, levels);
         } else {
             for (size_t i = 0; i < kGroup; ++i) {
-                levels[i] = quantiser.levels[index[group] >> (8 * i) & 0xff];
+                levels[i] = level[place[group] >> (8 * i) & 0xff];
             }
         }
     }
@@ -275,9 +227,8 @@ HWY_EXPORT(unpack_rows);
 constexpr int kStepsPerOctave = 12;
 /// Scale byte of a vector whose components have just their deviations.
 constexpr int kUnitScale = 128;
-/// Scales tried around the one of the vector's energy.
-constexpr int kFirstScale = -4;
-constexpr int kLastScale = 3;
+/// First of the scales that are tried around the one of the vector's energy.
+constexpr int kFirstScale = -2;
 
 /// Bits of every group; code_bytes includes the scale.
 std::vector<uint8_t> allocate(std::span<const float> variance, size_t code_bytes) {
@@ -294,7 +245,8 @@ std::vector<uint8_t> allocate(std::span<const float> variance, size_t code_bytes
             if (bits[group] == kMaxBits || (group > 0 && bits[group] == bits[group - 1])) {
                 continue;
             }
-            const double gain = energy[group] * (quantisers()[bits[group]].loss - quantisers()[bits[group] + 1U].loss);
+            const double gain =
+                energy[group] * (Trellis::levels(bits[group]).loss - Trellis::levels(bits[group] + 1U).loss);
             if (gain > most) {
                 most = gain;
                 best = group;
@@ -305,42 +257,10 @@ std::vector<uint8_t> allocate(std::span<const float> variance, size_t code_bytes
     return bits;
 }
 
-/// Indices of y [n_active], in deviations, with the scale byte that loses least; 0 if zeros are as good.
-size_t quantise(const TransformFormat& format, const float* y, uint8_t* index) {
-    float energy = 0.0F;
-    double variance = 0.0;
-    for (size_t j = 0; j < format.n_active; ++j) {
-        energy += y[j] * y[j] * format.energy[j];
-        variance += static_cast<double>(format.energy[j]);
-    }
-    if (!std::isfinite(energy) || energy == 0.0F) {
-        return 0;
-    }
-    const double octaves = 0.5 * std::log2(static_cast<double>(energy) / variance);
+/// Byte of one of the scales that are tried; octaves: of the vector's own scale.
+uint8_t scale_byte(double octaves, size_t candidate) {
     const int middle = kUnitScale + static_cast<int>(std::lround(octaves * kStepsPerOctave));
-    const std::array<Quantiser, kMaxBits + 1>& all = quantisers();
-    std::array<uint8_t, kMaxDim> candidate;
-    size_t best = 0;
-    for (int i = kFirstScale; i <= kLastScale; ++i) {
-        const auto byte = static_cast<size_t>(std::clamp(middle + i, 1, 255));
-        const float scale = format.scales[byte];
-        const float steps = Quantiser::kSteps / scale;
-        float error = 0.0F;
-        for (size_t j = 0; j < format.n_active; ++j) {
-            const Quantiser& quantiser = all[format.bits[j / kGroup]];
-            const float at =
-                std::clamp(y[j] * steps, -Quantiser::kRange * Quantiser::kSteps, Quantiser::kRange * Quantiser::kSteps);
-            candidate[j] = quantiser.index[static_cast<size_t>(at + Quantiser::kRange * Quantiser::kSteps + 0.5F)];
-            const float miss = y[j] - static_cast<float>(quantiser.levels[candidate[j]]) * quantiser.unit * scale;
-            error += miss * miss * format.energy[j];
-        }
-        if (error < energy) {
-            energy = error;
-            best = byte;
-            std::copy_n(candidate.begin(), format.n_active, index);
-        }
-    }
-    return best;
+    return static_cast<uint8_t>(std::clamp(middle + kFirstScale + static_cast<int>(candidate), 1, 255));
 }
 
 /// Orthonormal Walsh-Hadamard transform of n rows [n, dim]; n a power of two.
@@ -376,7 +296,7 @@ std::vector<float> expansion(const TransformFormat& format, size_t begin, size_t
 
 TransformCodec::TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes,
                                bool before_rope, float unbias)
-    : before_rope_(before_rope) {
+    : trellis_({}, {}), before_rope_(before_rope) {
     const size_t dim = variance.size();
     if (dim == 0 || dim % 16 != 0 || dim > TransformFormat::kMaxDim || basis.size() != dim * dim) {
         throw Error("the transform codec needs a head size that is a multiple of 16 up to " +
@@ -394,7 +314,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
             static_cast<size_t>(std::ranges::count_if(format_.bits, [&](uint8_t bits) { return bits > plane; }));
     }
     format_.n_active = kGroup * format_.plane_bytes[0];
-    format_.energy.reserve(format_.n_active);
+    energy_.reserve(format_.n_active);
     format_.analysis_unit.reserve(format_.n_active);
     std::vector<float> synthesis(format_.n_active * dim);  // [n_active / 2, dim, 2]
     std::vector<float> analysis(dim * format_.n_active);
@@ -403,8 +323,8 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         const auto equal = std::ranges::count(format_.bits, bits);
         const auto first = std::ranges::find(format_.bits, bits) - format_.bits.begin();
         size = std::bit_floor(kGroup * static_cast<size_t>(first + equal) - begin);
-        const float unit = quantisers()[bits].unit;
-        const float gain = unbias_gain(quantisers()[bits].loss, unbias);
+        const float unit = Trellis::levels(bits).unit;
+        const float gain = unbias_gain(Trellis::levels(bits).loss, unbias);
         const auto block = variance.subspan(begin, size);
         const float mean = std::accumulate(block.begin(), block.end(), 0.0F) / static_cast<float>(size);
         // Rows of the block [size, dim]: components times, and over, their deviations.
@@ -420,7 +340,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
                 down[k * dim + i] = basis[(begin + k) * dim + i] / std::sqrt(kept);
             }
         }
-        format_.energy.insert(format_.energy.end(), size, energy);
+        energy_.insert(energy_.end(), size, energy);
         mix_rows(up, size, dim);
         mix_rows(down, size, dim);
         for (size_t k = 0; k < size; ++k) {
@@ -455,6 +375,11 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         format_.scales[static_cast<size_t>(i)] =
             static_cast<float>(std::exp2(static_cast<double>(i - kUnitScale) / kStepsPerOctave));
     }
+    std::vector<uint8_t> bits(format_.n_active);
+    for (size_t j = 0; j < bits.size(); ++j) {
+        bits[j] = format_.bits[j / kGroup];
+    }
+    trellis_ = TrellisEncoder(std::move(bits), energy_);
 }
 
 double TransformCodec::expected_loss(std::span<const float> variance, size_t code_bytes) {
@@ -463,7 +388,8 @@ double TransformCodec::expected_loss(std::span<const float> variance, size_t cod
     double total = 0.0;
     for (size_t i = 0; i < variance.size(); ++i) {
         total += static_cast<double>(variance[i]);
-        lost += static_cast<double>(variance[i]) * (i / kGroup < bits.size() ? quantisers()[bits[i / kGroup]].loss : 1);
+        lost +=
+            static_cast<double>(variance[i]) * (i / kGroup < bits.size() ? Trellis::levels(bits[i / kGroup]).loss : 1);
     }
     return total == 0.0 ? 0.0 : lost / total;
 }
@@ -476,7 +402,7 @@ std::string TransformCodec::describe() const {
 size_t TransformCodec::fixed_bytes() const {
     return sizeof(format_) + format_.bits.size() +
            sizeof(int16_t) * (format_.synthesis.size() + format_.analysis.size()) +
-           sizeof(float) * (format_.analysis_unit.size() + format_.energy.size());
+           sizeof(float) * (format_.analysis_unit.size() + 2 * energy_.size()) + format_.n_active;
 }
 
 void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
@@ -484,17 +410,41 @@ void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
     for (size_t i = 0; i < analysis.size(); ++i) {
         analysis[i] = static_cast<float>(format_.analysis[i]) * format_.analysis_unit[i % format_.n_active];
     }
-    std::vector<float> y(kChunk * format_.n_active);
-    std::array<uint8_t, kMaxDim> index;
+    constexpr size_t kScales = TrellisEncoder::kScales;
+    const size_t n_active = format_.n_active;
+    const double variance = std::accumulate(energy_.begin(), energy_.end(), 0.0);
+    std::vector<float> y(kChunk * n_active);
+    std::vector<uint8_t> index(kChunk * n_active);
+    std::array<float, kChunk> energy;
+    std::array<std::array<uint8_t, kScales>, kChunk> bytes;
+    std::array<float, kChunk * kScales> scales;
+    std::array<TrellisEncoder::Choice, kChunk> choice;
     std::memset(codes, 0, n * format_.code_bytes);
     for (size_t first = 0; first < n; first += kChunk) {
         const size_t size = std::min(kChunk, n - first);
-        gemm_scores(x + first * format_.dim, size, format_.dim, analysis.data(), format_.n_active, y.data());
+        gemm_scores(x + first * format_.dim, size, format_.dim, analysis.data(), n_active, y.data());
         for (size_t i = 0; i < size; ++i) {
-            auto* code = reinterpret_cast<uint8_t*>(codes + (first + i) * format_.code_bytes);
-            if (const size_t scale = quantise(format_, &y[i * format_.n_active], index.data()); scale != 0) {
-                pack_indices(format_, index.data(), code);
-                code[format_.code_bytes - 1] = static_cast<uint8_t>(scale);
+            float* row = &y[i * n_active];
+            energy[i] = 0.0F;
+            for (size_t j = 0; j < n_active; ++j) {
+                energy[i] += row[j] * row[j] * energy_[j];
+            }
+            if (!std::isfinite(energy[i]) || energy[i] == 0.0F) {  // decodes to zero whatever the trellis finds
+                std::fill_n(row, n_active, 0.0F);
+                energy[i] = 0.0F;
+            }
+            const double octaves = energy[i] == 0.0F ? 0.0 : 0.5 * std::log2(static_cast<double>(energy[i]) / variance);
+            for (size_t s = 0; s < kScales; ++s) {
+                bytes[i][s] = scale_byte(octaves, s);
+                scales[i * kScales + s] = format_.scales[bytes[i][s]];
+            }
+        }
+        trellis_.encode(y.data(), size, scales.data(), index.data(), choice.data());
+        for (size_t i = 0; i < size; ++i) {
+            if (choice[i].error < energy[i]) {
+                auto* code = reinterpret_cast<uint8_t*>(codes + (first + i) * format_.code_bytes);
+                pack_indices(format_, &index[i * n_active], code);
+                code[format_.code_bytes - 1] = bytes[i][choice[i].scale];
             }
         }
     }

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/trellis/trellis.h"
 
 namespace kvcodec {
 
@@ -18,13 +19,13 @@ namespace kvcodec {
 /// 1 / sqrt(kMostSpread) of its block's root mean square. Rows of the synthesis have the gain of their bits.
 ///
 /// Components are in order of variance and share bits in groups of kGroup, never more than the group before. A code is
-/// one plane of bits after the other, low bits first: plane p has bit p of the indices of all groups with more than p
-/// bits, component i in bit i % 8 of byte i / 8. Then one byte for the scale. A level is the index's place in the
-/// Lloyd-Max quantiser of a unit Gaussian, ascending.
+/// one plane of bits after the other: plane p has bit p of the indices of all groups with more than p bits, component i
+/// in bit i % 8 of byte i / 8. Then one byte for the scale. Plane 0 has the path bits of a trellis that meets the
+/// components in order, the others what trellis.h calls the rest.
 struct TransformFormat {
     static constexpr size_t kGroup = 8;
     static constexpr size_t kMaxDim = 512;
-    static constexpr size_t kMaxBits = 6;
+    static constexpr size_t kMaxBits = Trellis::kMaxBits;
     static constexpr float kMostSpread = 16.0F;  ///< of a block's variances, below their mean
     static constexpr float kLeastVariance = 1e-20F;
 
@@ -37,13 +38,12 @@ struct TransformFormat {
     float synthesis_unit = 0.0F;       ///< of its integers, for levels as 8-bit integers
     std::vector<int16_t> analysis;     ///< [dim, n_active]: column j turns x into row j's share, in deviations
     std::vector<float> analysis_unit;  ///< [n_active], of its integers
-    std::vector<float> energy;         ///< [n_active]: of the share, mean of its block
     std::array<float, 256> scales{};   ///< by scale byte; 0 for byte 0
 };
 
 /// The bits are those that a greedy search finds to lose least of the variance (reverse water-filling, in groups).
 ///
-/// The scale is the one of a logarithmic grid (12 steps an octave around 1) with the least error among those near the
+/// The scale is the one of a logarithmic grid (12 steps an octave around 1) with the least error among a few near the
 /// vector's own. Zero vectors, and vectors whose energy is not finite in float, decode to exactly zero. Code space is
 /// the levels times the scale, space() == dim() for every head whatever its active components; there is none for keys
 /// before RoPE.
@@ -80,6 +80,8 @@ class TransformCodec final : public Codec {
 
   private:
     TransformFormat format_;
+    std::vector<float> energy_;  // [n_active]: of a component's share, mean of its block
+    TrellisEncoder trellis_;
     bool before_rope_;
 };
 

@@ -11,6 +11,7 @@
 #include <filesystem>
 #include <functional>
 #include <iterator>
+#include <map>
 #include <memory>
 #include <random>
 #include <string>
@@ -42,9 +43,11 @@ struct TrainOptions {
     std::string output;
     std::vector<std::string> text_files;
     size_t n_tokens = 16384;
+    DictionaryLearner learner = DictionaryLearner::kKsvd;
     size_t n_atoms = 1024;
     size_t sparsity = 8;
     size_t sweeps = 8;
+    float learning_rate = LearnOptions().learning_rate;
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     size_t ctx_size = 512;
     size_t sensitivity_tokens = 128;
@@ -95,9 +98,11 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
            const std::function<void(size_t, float)>& progress) {
     HarvestedRows& rows = job.is_k ? job.layer->k : job.layer->v;
     LearnOptions learn_options;
+    learn_options.learner = options.learner;
     learn_options.n_atoms = options.n_atoms;
     learn_options.sparsity = options.sparsity;
     learn_options.sweeps = options.sweeps;
+    learn_options.learning_rate = options.learning_rate;
     learn_options.seed = options.seed;
     learn_options.stop = &InterruptGuard::interrupted();
     learn_options.progress = progress;
@@ -312,6 +317,16 @@ void add_train_command(CLI::App& app) {
         ->capture_default_str();
     command->add_option("--sparsity", options->sparsity, "Atoms per vector in training")
         ->check(CLI::Range(size_t{1}, kMaxSparsity))
+        ->capture_default_str();
+    const std::map<std::string, DictionaryLearner> learners = {{"ksvd", DictionaryLearner::kKsvd},
+                                                               {"gradient", DictionaryLearner::kGradient}};
+    command
+        ->add_option("--learner", options->learner,
+                     "How dictionaries are learned: ksvd; or gradient, as published, which takes many more sweeps")
+        ->transform(CLI::CheckedTransformer(learners, CLI::ignore_case).description("ksvd|gradient"))
+        ->default_str("ksvd");
+    command->add_option("--learning-rate", options->learning_rate, "First step size of the gradient learner")
+        ->check(CLI::Range(1e-8F, 1.0F))
         ->capture_default_str();
     command->add_option("--sweeps", options->sweeps, "Learning passes over the rows")
         ->check(CLI::Range(0, 1000))

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numbers>
 #include <numeric>
 #include <random>
 #include <string>
@@ -39,6 +40,12 @@ struct Dictionary {
 
     float* atom(size_t j) { return atoms.data() + j * dim; }
     const float* atom(size_t j) const { return atoms.data() + j * dim; }
+};
+
+// Running moments of the gradient.
+struct AdamState {
+    std::vector<float> first, second;  // [n_atoms, dim]
+    size_t steps = 0;
 };
 
 }  // namespace
@@ -98,6 +105,43 @@ void update_atoms(const std::vector<uint32_t>& first, const std::vector<uint32_t
     }
 }
 
+// One step (Kingma and Ba 2015) down the gradient's part across each atom.
+void adam_step(const std::vector<float>& gradient, float rate, AdamState& state, Dictionary& dictionary) {
+    constexpr float kDecay1 = 0.9F, kDecay2 = 0.999F, kEpsilon = 1e-8F;
+    const size_t dim = dictionary.dim;
+    ++state.steps;
+    const float unbias1 = 1.0F / (1.0F - std::pow(kDecay1, static_cast<float>(state.steps)));
+    const float unbias2 = 1.0F / (1.0F - std::pow(kDecay2, static_cast<float>(state.steps)));
+    for (size_t j = 0; j < dictionary.n_atoms; ++j) {
+        float* HWY_RESTRICT atom = dictionary.atom(j);
+        float* HWY_RESTRICT first = state.first.data() + j * dim;
+        float* HWY_RESTRICT second = state.second.data() + j * dim;
+        const float* HWY_RESTRICT slope = gradient.data() + j * dim;
+        const float along = dot(slope, atom, dim);
+        for (size_t i = 0; i < dim; ++i) {
+            const float tangent = slope[i] - along * atom[i];
+            first[i] = kDecay1 * first[i] + (1.0F - kDecay1) * tangent;
+            second[i] = kDecay2 * second[i] + (1.0F - kDecay2) * tangent * tangent;
+            atom[i] -= rate * first[i] * unbias1 / (std::sqrt(second[i] * unbias2) + kEpsilon);
+        }
+        const float norm = std::sqrt(dot(atom, atom, dim));
+        for (size_t i = 0; i < dim; ++i) {
+            atom[i] /= norm;
+        }
+    }
+}
+
+// gradient [n_atoms, dim] of sum ||x - D y||^2 / 2, codes being fixed.
+void compute_gradient(const CodedRows& rows, size_t sparsity, size_t dim, std::vector<float>& gradient) {
+    std::fill(gradient.begin(), gradient.end(), 0.0F);
+    for (size_t i = 0; i < rows.n; ++i) {
+        for (size_t k = i * sparsity; k < i * sparsity + rows.count[i]; ++k) {
+            add_multiple(-rows.coefficient[k], rows.residual.data() + i * dim, dim,
+                         gradient.data() + rows.index[k] * dim);
+        }
+    }
+}
+
 // The largest |cosine| between `candidate` and the first n atoms.
 float largest_cosine(const Dictionary& dictionary, size_t n, const float* candidate) {
     float largest = 0.0F;
@@ -118,6 +162,8 @@ namespace {
 
 HWY_EXPORT(compute_residuals);
 HWY_EXPORT(update_atoms);
+HWY_EXPORT(compute_gradient);
+HWY_EXPORT(adam_step);
 HWY_EXPORT(largest_cosine);
 
 // Atoms closer than this serve the same rows.
@@ -184,10 +230,11 @@ class Learner {
     }
 
     LearnedDictionary learn() {
-        initialise();
+        const bool ksvd = options_.learner == DictionaryLearner::kKsvd;
+        ksvd ? begin_with_rows() : begin_with_random_directions();
         keep_if_best();
         for (size_t sweep = 0; sweep < options_.sweeps && !stopped(); ++sweep) {
-            improve();
+            ksvd ? sweep_ksvd() : sweep_gradient(sweep);
             const float error = keep_if_best();
             if (options_.progress) {
                 options_.progress(sweep + 1, error);
@@ -217,29 +264,47 @@ class Learner {
         return HWY_DYNAMIC_DISPATCH(largest_cosine)(dictionary_, n_atoms, candidate.data()) > kDuplicateCosine;
     }
 
-    // Distinct directions of random rows; random directions where there are too few.
-    void initialise() {
-        std::mt19937_64 random(options_.seed);
+    std::vector<float> random_direction() {
+        std::normal_distribution<float> normal;
+        std::vector<float> atom(dictionary_.dim);
+        std::generate(atom.begin(), atom.end(), [&] { return normal(random_); });
+        const float norm = static_cast<float>(std::sqrt(energy_of(atom.data(), dictionary_.dim)));
+        std::transform(atom.begin(), atom.end(), atom.begin(), [norm](float v) { return v / norm; });
+        return atom;
+    }
+
+    std::vector<size_t> shuffled_rows() {
         std::vector<size_t> order(train_.n);
         std::iota(order.begin(), order.end(), size_t{0});
-        std::shuffle(order.begin(), order.end(), random);
-        std::normal_distribution<float> normal;
+        std::shuffle(order.begin(), order.end(), random_);
+        return order;
+    }
+
+    // Distinct directions of random rows; random directions where there are too few.
+    void begin_with_rows() {
+        const std::vector<size_t> order = shuffled_rows();
         auto next = order.begin();
         for (size_t j = 0; j < dictionary_.n_atoms;) {
-            std::vector<float> candidate(dictionary_.dim);
+            std::vector<float> candidate;
             if (next != order.end()) {
                 candidate = direction(train_, *next++, dictionary_.dim);
                 if (is_duplicate(candidate, j)) {
                     continue;
                 }
             } else {
-                std::generate(candidate.begin(), candidate.end(), [&] { return normal(random); });
-                const float norm = static_cast<float>(std::sqrt(energy_of(candidate.data(), dictionary_.dim)));
-                std::transform(candidate.begin(), candidate.end(), candidate.begin(),
-                               [norm](float v) { return v / norm; });
+                candidate = random_direction();
             }
             std::copy(candidate.begin(), candidate.end(), dictionary_.atom(j++));
         }
+    }
+
+    void begin_with_random_directions() {
+        for (size_t j = 0; j < dictionary_.n_atoms; ++j) {
+            const std::vector<float> atom = random_direction();
+            std::copy(atom.begin(), atom.end(), dictionary_.atom(j));
+        }
+        adam_.first.resize(dictionary_.atoms.size());
+        adam_.second.resize(dictionary_.atoms.size());
     }
 
     void encode(CodedRows& rows, float* residual_energy) const {
@@ -250,8 +315,27 @@ class Learner {
                    {options_.sparsity}, rows.index.data(), rows.coefficient.data(), rows.count.data(), residual_energy);
     }
 
-    // One sweep.
-    void improve() {
+    void sweep_gradient(size_t sweep) {
+        const size_t dim = dictionary_.dim;
+        const auto share = static_cast<float>(sweep) / static_cast<float>(options_.sweeps);
+        const float rate = options_.learning_rate * (1.0F + std::cos(share * std::numbers::pi_v<float>)) / 2;
+        const std::vector<size_t> order = shuffled_rows();
+        std::vector<float> gradient(dictionary_.atoms.size());
+        CodedRows batch;
+        for (size_t first = 0; first < order.size() && !stopped(); first += options_.batch) {
+            batch.n = std::min(options_.batch, order.size() - first);
+            batch.x.resize(batch.n * dim);
+            for (size_t i = 0; i < batch.n; ++i) {
+                std::copy_n(train_.x.begin() + order[first + i] * dim, dim, batch.x.begin() + i * dim);
+            }
+            encode(batch, nullptr);
+            HWY_DYNAMIC_DISPATCH(compute_residuals)(dictionary_, options_.sparsity, batch);
+            HWY_DYNAMIC_DISPATCH(compute_gradient)(batch, options_.sparsity, dim, gradient);
+            HWY_DYNAMIC_DISPATCH(adam_step)(gradient, rate, adam_, dictionary_);
+        }
+    }
+
+    void sweep_ksvd() {
         encode(train_, nullptr);
         HWY_DYNAMIC_DISPATCH(compute_residuals)(dictionary_, options_.sparsity, train_);
         // The nonzeros of each atom, by counting sort.
@@ -336,7 +420,9 @@ class Learner {
     }
 
     const LearnOptions& options_;
+    std::mt19937_64 random_{options_.seed};
     Dictionary dictionary_;
+    AdamState adam_;
     CodedRows train_, heldout_;
     LearnedDictionary best_;
 };

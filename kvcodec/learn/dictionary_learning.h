@@ -11,10 +11,25 @@
 
 namespace kvcodec {
 
+enum class DictionaryLearner : uint8_t {
+    /// Sweeps of orthogonal matching pursuit and approximate K-SVD (Rubinstein, Zibulevsky, Elad 2008, algorithm 5);
+    /// atoms that are unused or equal to another are replaced by the rows represented worst.
+    kKsvd,
+    /// As published for KV-Dict / Lexico (arXiv 2412.08890): from random directions, after the pursuit of each batch
+    /// one
+    /// step of Adam down the part of the gradient that keeps the atoms' norms, with a rate that falls along a cosine
+    /// from
+    /// sweep to sweep. Unlike in the released code, atoms are normalised after the step, not before it.
+    kGradient,
+};
+
 struct LearnOptions {
+    DictionaryLearner learner = DictionaryLearner::kKsvd;
     size_t n_atoms = 1024;
-    size_t sparsity = 8;  ///< atoms per vector in training, <= kMaxSparsity
-    size_t sweeps = 8;    ///< passes over all rows; 0: normalised rows as atoms
+    size_t sparsity = 8;          ///< atoms per vector in training, <= kMaxSparsity
+    size_t sweeps = 8;            ///< passes over all rows; 0: what learning begins with
+    float learning_rate = 1e-4F;  ///< of kGradient, at the beginning
+    size_t batch = 64;            ///< rows of a step of kGradient
     uint64_t seed = 0;
     /// Checked between sweeps: once true, the best dictionary so far is returned. May be null.
     const std::atomic<bool>* stop = nullptr;
@@ -31,10 +46,8 @@ struct LearnedDictionary {
     float heldout_error = 0.0F;  ///< sqrt(sum ||x - D y||^2 / sum ||x||^2) over rows that training never saw
 };
 
-/// Minimises sum ||x - D y||^2 over dictionaries D and y with at most `sparsity` nonzeros by sweeps of orthogonal
-/// matching pursuit and approximate K-SVD (Rubinstein, Zibulevsky, Elad 2008, algorithm 5); atoms that are unused or
-/// equal to another are replaced by the rows represented worst. Returns the dictionary of the sweep with the least
-/// held-out error.
+/// Minimises sum ||x - D y||^2 over dictionaries D and y with at most `sparsity` nonzeros. Returns the dictionary of
+/// the sweep with the least held-out error. K-SVD begins with rows of the text as atoms.
 ///
 /// rows: [n, dim] row-major. Every 16th run of 256 rows is held out (of few rows: shorter runs), so rows of one text
 /// should be neighbours. Zero and non-finite rows are left out. Single-threaded: run one call per dictionary in

@@ -102,6 +102,25 @@ TEST(DictionaryLearning, SweepsLowerTheErrorAndTheBestIsKept) {
     EXPECT_EQ(learned.heldout_error, *std::min_element(errors.begin(), errors.end()));
 }
 
+LearnOptions gradient_options(size_t sweeps) {
+    LearnOptions with_gradient = options(sweeps);
+    with_gradient.learner = DictionaryLearner::kGradient;
+    with_gradient.learning_rate = 3e-2F;
+    return with_gradient;
+}
+
+TEST(DictionaryLearning, TheGradientLearnsToo) {
+    const std::vector<float> rows = planted_rows(3000);
+    const float initial = learn_dictionary(rows, kDim, gradient_options(0)).heldout_error;
+    const LearnedDictionary learned = learn_dictionary(rows, kDim, gradient_options(20));
+    EXPECT_LT(learned.heldout_error, 0.6F * initial);
+    for (size_t j = 0; j < kAtoms; ++j) {
+        const float* atom = learned.atoms.data() + j * kDim;
+        EXPECT_NEAR(std::inner_product(atom, atom + kDim, atom, 0.0F), 1.0F, 1e-5F);
+    }
+    EXPECT_EQ(learned.atoms, learn_dictionary(rows, kDim, gradient_options(20)).atoms);
+}
+
 TEST(DictionaryLearning, DependsOnTheSeedOnly) {
     const std::vector<float> rows = planted_rows(1000);
     LearnOptions other = options(3);

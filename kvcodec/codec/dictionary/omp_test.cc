@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvcodec/error.h"
+#include "tests/exact_pursuit.h"
 
 namespace kvcodec {
 namespace {
@@ -289,6 +290,38 @@ TEST_P(Omp, FitsAtomsThatAreNotQuiteNormalised) {
         const std::vector<float> x = gaussian(n * 64, random_);
         expect_matching_pursuits(dictionary, x, encode(dictionary, x, {16}));
     }
+}
+
+TEST(OmpOfManyVectors, IsExact) {
+    std::mt19937 random(5);
+    Dictionary dictionary = random_dictionary(512, 64, random);
+    for (size_t j = 500; j < 512; ++j) {  // duplicates
+        std::copy_n(dictionary.atom(j - 12), 64, dictionary.atoms.begin() + static_cast<std::ptrdiff_t>(j * 64));
+    }
+    constexpr size_t kVectors = 6000;
+    std::vector<float> x = gaussian(kVectors * 64, random);
+    for (size_t row = 0; row < kVectors; ++row) {
+        float* vector = x.data() + row * 64;
+        if (row % 50 == 0) {
+            std::fill_n(vector, 64, 0.0F);
+        } else if (row % 50 == 1) {
+            std::copy_n(x.data() + (row / 50 + 10) * 64, 64, vector);  // a duplicate
+        } else if (row % 50 == 2) {
+            std::copy_n(dictionary.atom(row % 512), 64, vector);
+        } else if (row % 50 == 3) {  // of five atoms
+            std::fill_n(vector, 64, 0.0F);
+            for (size_t k = 0; k < 5; ++k) {
+                const float* atom = dictionary.atom(random() % 500);
+                for (size_t i = 0; i < 64; ++i) vector[i] += static_cast<float>(k + 1) * atom[i];
+            }
+        } else if (row % 50 < 10) {  // tiny and huge
+            const float size = std::exp2(static_cast<float>(row % 50 * 30) - 195.0F);
+            std::transform(vector, vector + 64, vector, [size](float v) { return v * size; });
+        }
+    }
+    const PursuitComparison comparison = compare_with_exact_pursuit(dictionary.atoms, 64, x, 8);
+    EXPECT_EQ(comparison.n_equal + comparison.n_tied, kVectors);
+    EXPECT_LE(comparison.n_tied, kVectors / 10);  // where one of two equal atoms is chosen
 }
 
 TEST(OmpArguments, AreChecked) {

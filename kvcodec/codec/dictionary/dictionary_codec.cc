@@ -314,14 +314,16 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
     std::vector<float> coefficient(n * sparsity);
     std::vector<uint8_t> count(n);
     std::vector<float> residual(n);
+    std::vector<float> factor(n * sparsity * sparsity);
     omp_encode(wide.data(), n_atoms_, dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
-               residual.data());
+               residual.data(), factor.data());
     for (size_t i = 0; i < n; ++i) {
         const float gain = gain_of(x + i * dim_, dim_, residual[i], settings_.unbias);
         for (size_t k = 0; k < count[i]; ++k) {
             coefficient[i * sparsity + k] *= gain;
         }
-        packing_.pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], codes + i * code_bytes());
+        packing_.pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], codes + i * code_bytes(),
+                      &factor[i * sparsity * sparsity]);
     }
 }
 

@@ -43,6 +43,7 @@ struct OmpJob {
     float* coefficient;
     uint8_t* count;
     float* residual_energy;
+    float* factor;
 };
 
 // Correlations of a unit vector below this are rounding noise: they could lower the residual by 1e-12 at most.
@@ -282,6 +283,9 @@ class Pursuit {
             coefficient[k] = sum / factor(k)[k];
         }
         job_.count[row_] = static_cast<uint8_t>(count_);
+        for (size_t k = 0; k < count_ && job_.factor != nullptr; ++k) {
+            std::copy_n(factor(k), k + 1, job_.factor + (row_ * s + k) * s);
+        }
         double energy = norm_ * norm_;
         if (count_ > 0 && job_.residual_energy != nullptr) {
             for (size_t k = 0; k < count_; ++k) {
@@ -542,7 +546,7 @@ namespace kvcodec {
 HWY_EXPORT(encode);
 
 void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, size_t n, const OmpOptions& options,
-                uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy) {
+                uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy, float* factor) {
     if (n_atoms == 0 || n_atoms > kMaxAtoms || dim == 0) {
         throw Error("a dictionary needs 1 to " + std::to_string(kMaxAtoms) + " atoms of at least one element; got " +
                     std::to_string(n_atoms) + " atoms of " + std::to_string(dim));
@@ -555,7 +559,7 @@ void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, 
         return;
     }
     HWY_DYNAMIC_DISPATCH(encode)
-    ({atoms, n_atoms, dim, x, n, options, index, coefficient, count, residual_energy});
+    ({atoms, n_atoms, dim, x, n, options, index, coefficient, count, residual_energy, factor});
 }
 
 }  // namespace kvcodec

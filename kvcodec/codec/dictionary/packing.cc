@@ -4,6 +4,8 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <numeric>
+#include <vector>
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/codec/dictionary/packing.cc"
@@ -46,6 +48,23 @@ inline const std::array<float, 256>& fp8_table() {
     return table;
 }
 
+// By byte: which bits are ones, the lowest first, each in a byte of its own.
+inline const std::array<uint64_t, 256>& ones_of_byte() {
+    static const std::array<uint64_t, 256> table = [] {
+        std::array<uint64_t, 256> all{};
+        for (size_t byte = 0; byte < 256; ++byte) {
+            unsigned count = 0;
+            for (size_t bit = 0; bit < 8; ++bit) {
+                if ((byte >> bit & 1) != 0) {
+                    all[byte] |= uint64_t{bit} << (8 * count++);
+                }
+            }
+        }
+        return all;
+    }();
+    return table;
+}
+
 struct UnpackKernel {
     const Packing& packing;
     size_t stride() const { return packing.stride_; }
@@ -58,6 +77,8 @@ struct UnpackKernel {
     size_t n_groups() const { return packing.groups_.size(); }
     const auto* groups() const { return packing.groups_.data(); }
     size_t sparsity() const { return packing.sparsity_; }
+    size_t high_bit() const { return packing.high_bit_; }
+    size_t n_high_bits() const { return packing.n_high_bits_; }
 };
 
 }  // namespace kvcodec
@@ -68,20 +89,52 @@ namespace kvcodec {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// offset[i] = index_i * scale. `shift_scale` >= 0 stands for a scale of 2^shift_scale, the usual one.
+// Where the ones are among the high bits of a code, in order; returns how many. Writes up to 7 bytes more.
+HWY_INLINE size_t find_ones(const uint8_t* code, size_t first_bit, size_t n_bits, uint8_t* HWY_RESTRICT position) {
+    const std::array<uint64_t, 256>& ones = ones_of_byte();
+    size_t count = 0;
+    for (size_t done = 0; done < n_bits; done += 64) {
+        const uint8_t* from = code + (first_bit + done) / 8;
+        const unsigned shift = (first_bit + done) % 8;
+        uint64_t bits = 0;
+        std::memcpy(&bits, from, sizeof(bits));
+        bits >>= shift;
+        if (shift != 0 && n_bits - done > 64 - shift) {
+            bits |= uint64_t{from[8]} << (64 - shift);
+        }
+        const size_t here = std::min<size_t>(64, n_bits - done);
+        bits &= ~uint64_t{0} >> (64 - here);
+        for (size_t bit = 0; bit < here; bit += 8, bits >>= 8) {
+            const uint64_t found = ones[bits & 0xff] + (done + bit) * 0x0101010101010101U;
+            std::memcpy(position + count, &found, sizeof(found));
+            count += static_cast<size_t>(std::popcount(bits & 0xff));
+        }
+    }
+    return count;
+}
+
+// offset[k] = index k times scale, 0 from `count` on. `shift_scale` >= 0 stands for a scale of 2^shift_scale, the usual
+// one. position: of the ones, or null where indices have no high bits.
 template <class Group>
-HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, uint32_t index_mask, uint32_t scale,
-                               int shift_scale, const uint8_t* code, uint32_t* HWY_RESTRICT offset) {
+HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, size_t count, unsigned low_bits, uint32_t scale,
+                               int shift_scale, const uint8_t* code, const uint8_t* position,
+                               uint32_t* HWY_RESTRICT offset) {
     const hn::FixedTag<uint32_t, 4> d32;
     const hn::FixedTag<uint8_t, 16> d8;
-    const auto mask = hn::Set(d32, index_mask);
-    for (size_t g = 0; g < n_groups; ++g) {
+    const hn::Rebind<uint8_t, decltype(d32)> d8x4;
+    const auto n_live = hn::Set(d32, static_cast<uint32_t>(count));
+    auto rank = hn::Iota(d32, 0);
+    for (size_t g = 0; g < n_groups; ++g, rank = rank + hn::Set(d32, 4)) {
         const Group& group = groups[g];
         const auto bytes = hn::TableLookupBytes(hn::LoadU(d8, code + group.byte), hn::LoadU(d8, group.shuffle.data()));
         const auto shifted = hn::BitCast(d32, bytes) >> hn::LoadU(d32, group.shift.data());
-        const auto index = hn::And(shifted, mask);
+        auto index = hn::And(shifted, hn::LoadU(d32, group.mask.data()));
+        if (position != nullptr) {
+            const auto high = hn::PromoteTo(d32, hn::LoadU(d8x4, position + 4 * g)) - rank;
+            index = hn::Or(index, hn::ShiftLeftSame(high, static_cast<int>(low_bits)));
+        }
         const auto scaled = shift_scale >= 0 ? hn::ShiftLeftSame(index, shift_scale) : index * hn::Set(d32, scale);
-        hn::StoreU(scaled, d32, offset + 4 * g);
+        hn::StoreU(hn::IfThenElseZero(hn::Lt(rank, n_live), scaled), d32, offset + 4 * g);
     }
 }
 
@@ -122,29 +175,40 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
     const bool signed4 = kernel.format() == CoefficientFormat::kSigned4;
     const auto* groups = kernel.groups();
     const size_t n_groups = kernel.n_groups();
-    const uint32_t index_mask = (1U << kernel.index_bits()) - 1;
     const int shift_scale = std::has_single_bit(scale) ? std::countr_zero(scale) : -1;
     const auto& scales = scale_table();
     const auto& fp8 = fp8_table();
     const auto* bytes = reinterpret_cast<const uint8_t*>(codes);
-    for (const uint16_t row : rows) {
-        const uint8_t* code = bytes + row * code_bytes;
-        unpack_indices(groups, n_groups, index_mask, scale, shift_scale, code, offset);
-        if (signed4) {
-            unpack_signed4(code + coefficient_byte, code[1], stride, kernel.signed_levels(), scales[code[0]] / 127,
-                           coefficient);
-        } else {
-            const size_t count = published ? code[0] | (code[1] << 8) : code[1];
-            const float factor = published ? 1.0F : scales[code[0]] / 448;
-            for (size_t i = 0; i < stride; ++i) {
-                coefficient[i] = i < count ? fp8[code[coefficient_byte + i]] * factor : 0.0F;
+    // High bits of several rows first: read back at once as vectors, they would have to wait for the stores.
+    constexpr size_t kRows = 16;
+    constexpr size_t kPositions = kMaxSparsity + 8;
+    std::array<uint8_t, kRows * kPositions> position;
+    std::array<size_t, kRows> count;
+    for (size_t first = 0; first < rows.size(); first += kRows) {
+        const auto part = rows.subspan(first, std::min(kRows, rows.size() - first));
+        for (size_t i = 0; i < part.size(); ++i) {
+            const uint8_t* code = bytes + part[i] * code_bytes;
+            count[i] = published
+                           ? std::min<size_t>(code[0] | (code[1] << 8), sparsity)
+                           : find_ones(code, kernel.high_bit(), kernel.n_high_bits(), position.data() + i * kPositions);
+        }
+        for (size_t i = 0; i < part.size(); ++i, offset += stride, coefficient += stride) {
+            const uint8_t* code = bytes + part[i] * code_bytes;
+            unpack_indices(groups, n_groups, count[i], kernel.index_bits(), scale, shift_scale, code,
+                           published ? nullptr : position.data() + i * kPositions, offset);
+            if (signed4) {
+                unpack_signed4(code + coefficient_byte, count[i], stride, kernel.signed_levels(), scales[code[0]] / 127,
+                               coefficient);
+            } else {
+                const float factor = published ? 1.0F : scales[code[0]] / 448;
+                for (size_t k = 0; k < stride; ++k) {
+                    coefficient[k] = k < count[i] ? fp8[code[coefficient_byte + k]] * factor : 0.0F;
+                }
+            }
+            for (size_t k = 4 * n_groups; k < stride; ++k) {
+                offset[k] = 0;
             }
         }
-        for (size_t i = sparsity; i < stride; ++i) {
-            offset[i] = 0;
-        }
-        offset += stride;
-        coefficient += stride;
     }
 }
 
@@ -156,10 +220,18 @@ HWY_AFTER_NAMESPACE();
 namespace kvcodec {
 namespace {
 
-constexpr size_t kHeaderBytes = 2;
+constexpr size_t kPublishedHeader = 2;
+constexpr size_t kPackedHeader = 1;
 
-unsigned bits_for(size_t n_atoms) {
-    return std::max(1, static_cast<int>(std::bit_width(n_atoms - 1)));
+/// The low bits of each index with which indices take the fewest bits.
+unsigned best_low_bits(size_t n_atoms, size_t sparsity) {
+    unsigned best = 0;
+    for (unsigned bits = 1; bits < 16; ++bits) {
+        if (sparsity * bits + ((n_atoms - 1) >> bits) < sparsity * best + ((n_atoms - 1) >> best)) {
+            best = bits;
+        }
+    }
+    return best;
 }
 
 uint8_t nearest_fp8(float value) {
@@ -180,10 +252,42 @@ int scale_code(float magnitude) {
 
 // n_bits <= 16; touches only the bytes that the bits lie in.
 void put_bits(uint8_t* bytes, size_t bit, unsigned n_bits, uint32_t value) {
+    if (n_bits == 0) {
+        return;
+    }
     uint32_t shifted = value << bit % 8;
     for (size_t byte = bit / 8; byte <= (bit + n_bits - 1) / 8; ++byte, shifted >>= 8) {
         bytes[byte] |= static_cast<uint8_t>(shifted);
     }
+}
+
+std::vector<size_t> ascending_magnitudes(std::span<const float> coefficient) {
+    std::vector<size_t> order(coefficient.size());
+    std::iota(order.begin(), order.end(), size_t{0});
+    std::ranges::stable_sort(order, {}, [&](size_t i) { return std::abs(coefficient[i]); });
+    return order;
+}
+
+// The Cholesky factor [n, n] of the same atoms in another order.
+std::vector<double> reordered_factor(const float* factor, size_t stride, const std::vector<size_t>& order) {
+    const size_t n = order.size();
+    std::vector<double> other(n * n);
+    for (size_t a = 0; a < n; ++a) {
+        for (size_t b = 0; b <= a; ++b) {
+            const float* row_a = factor + order[a] * stride;
+            const float* row_b = factor + order[b] * stride;
+            double sum = 0;  // the Gram matrix's
+            for (size_t i = 0; i <= std::min(order[a], order[b]); ++i) {
+                sum += static_cast<double>(row_a[i]) * static_cast<double>(row_b[i]);
+            }
+            for (size_t i = 0; i < b; ++i) {
+                sum -= other[a * n + i] * other[b * n + i];
+            }
+            constexpr double kLeastPivot = 1e-6;  // squared; the pursuit takes no dependent atoms, but nearly so
+            other[a * n + b] = a == b ? std::sqrt(std::max(sum, kLeastPivot)) : sum / other[b * n + b];
+        }
+    }
+    return other;
 }
 
 }  // namespace
@@ -193,7 +297,8 @@ size_t Packing::code_bytes(size_t n_atoms, size_t sparsity, CoefficientFormat fo
         return 3 * sparsity + 2;
     }
     const size_t coefficient_bits = format == CoefficientFormat::kSigned4 ? 4 : 8;
-    return kHeaderBytes + (sparsity * (coefficient_bits + bits_for(n_atoms)) + 7) / 8;
+    const unsigned low_bits = best_low_bits(n_atoms, sparsity);
+    return kPackedHeader + (sparsity * (coefficient_bits + low_bits + 1) + ((n_atoms - 1) >> low_bits) + 7) / 8;
 }
 
 Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, CodeLayout layout,
@@ -203,12 +308,14 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
       stride_((sparsity + 15) / 16 * 16),
       format_(layout == CodeLayout::kPublished ? CoefficientFormat::kFp8 : format),
       layout_(layout),
-      index_bits_(layout == CodeLayout::kPublished ? 16 : bits_for(n_atoms)),
+      index_bits_(layout == CodeLayout::kPublished ? 16 : best_low_bits(n_atoms, sparsity)),
       code_bytes_(code_bytes(n_atoms, sparsity, format, layout)),
-      coefficient_byte_(kHeaderBytes) {
-    const size_t index_start = 8 * kHeaderBytes + sparsity * (format_ == CoefficientFormat::kSigned4 ? 4 : 8);
-    index_byte_ = index_start / 8;
-    index_bit_ = index_start % 8;
+      coefficient_byte_(layout == CodeLayout::kPublished ? kPublishedHeader : kPackedHeader) {
+    index_bit_ = 8 * coefficient_byte_ + sparsity * (format_ == CoefficientFormat::kSigned4 ? 4 : 8);
+    if (layout == CodeLayout::kPacked) {
+        high_bit_ = index_bit_ + sparsity * index_bits_;
+        n_high_bits_ = sparsity + ((n_atoms - 1) >> index_bits_);
+    }
     if (format_ == CoefficientFormat::kSigned4) {
         for (size_t i = 0; i < kLevels; ++i) {
             const auto level = static_cast<int8_t>(std::lround(std::clamp(levels[i], 0.0F, 1.0F) * 127));
@@ -218,11 +325,12 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
     }
     for (size_t first = 0; first < sparsity; first += 4) {
         IndexGroup group{};
-        const size_t start = index_start + first * index_bits_;
+        const size_t start = index_bit_ + first * index_bits_;
         group.byte = static_cast<uint32_t>(start / 8);
         for (size_t i = 0; i < 4; ++i) {
             const size_t bit = start + i * index_bits_;
             group.shift[i] = bit % 8;
+            group.mask[i] = first + i < sparsity ? (1U << index_bits_) - 1 : 0;
             for (size_t byte = 0; byte < 4; ++byte) {
                 group.shuffle[4 * i + byte] = static_cast<uint8_t>(bit / 8 - group.byte + byte);
             }
@@ -231,7 +339,39 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
     }
 }
 
-void Packing::pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code) const {
+// Codes under this unit of the levels, and the squared error that they add. factor: [n, n] of the atoms, lower
+// triangle; or empty, then each coefficient is rounded for itself.
+Packing::Quantised Packing::quantise(std::span<const double> coefficient, float unit,
+                                     std::span<const double> factor) const {
+    const size_t n = coefficient.size();
+    Quantised quantised;
+    std::array<double, kMaxSparsity> missed{};
+    for (size_t k = n; k-- > 0;) {
+        double target = coefficient[k];
+        double pivot = 1;
+        if (!factor.empty()) {
+            pivot = factor[k * n + k];
+            double left = 0;
+            for (size_t j = k + 1; j < n; ++j) {
+                left += factor[j * n + k] * missed[j];
+            }
+            target += left / pivot;
+        }
+        const double magnitude = std::abs(target) / static_cast<double>(unit);
+        size_t level = 0;
+        while (level + 1 < kLevels && 2 * magnitude > signed_levels_[level] + signed_levels_[level + 1]) {
+            ++level;
+        }
+        const double value = std::copysign(signed_levels_[level] * static_cast<double>(unit), target);
+        missed[k] = coefficient[k] - value;
+        quantised.error += pivot * pivot * (target - value) * (target - value);
+        quantised.code[k] = static_cast<uint8_t>(std::signbit(target) ? level + kLevels : level);
+    }
+    return quantised;
+}
+
+void Packing::pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
+                   const float* factor) const {
     auto* bytes = reinterpret_cast<uint8_t*>(code);
     std::memset(bytes, 0, code_bytes_);
     float largest = 0;
@@ -241,52 +381,52 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
     if (largest == 0) {
         return;
     }
+    Quantised quantised;
     if (layout_ == CodeLayout::kPublished) {
         bytes[0] = static_cast<uint8_t>(count);
-    } else {
-        bytes[1] = static_cast<uint8_t>(count);
-    }
-    if (format_ == CoefficientFormat::kFp8) {
-        float factor = 1;
-        if (layout_ == CodeLayout::kPacked) {
-            bytes[0] = static_cast<uint8_t>(scale_code(largest));
-            factor = scale_table()[bytes[0]] / 448;
-        }
-        for (size_t i = 0; i < count; ++i) {
-            bytes[coefficient_byte_ + i] = nearest_fp8(coefficient[i] / factor);
-        }
+    } else if (format_ == CoefficientFormat::kFp8) {
+        bytes[0] = static_cast<uint8_t>(scale_code(largest));
     } else {
         // The scale that codes these coefficients with the least squared error, among the few that can.
-        double best_error = INFINITY;
-        std::array<uint8_t, 256> best{};
+        const std::vector<size_t> order = ascending_magnitudes({coefficient, count});
+        std::vector<double> sorted(count);
+        std::ranges::transform(order, sorted.begin(), [&](size_t i) { return coefficient[i]; });
+        const std::vector<double> sorted_factor =
+            factor == nullptr ? std::vector<double>() : reordered_factor(factor, sparsity_, order);
+        Quantised best;
+        best.error = INFINITY;
         const int top = scale_code(largest);
         for (int candidate = std::max(0, top - 3); candidate <= std::min(255, top + 2); ++candidate) {
-            const float unit = scale_table()[candidate] / 127;
-            std::array<uint8_t, 256> chosen{};
-            double error = 0;
-            for (size_t i = 0; i < count; ++i) {
-                const float magnitude = std::abs(coefficient[i]) / unit;
-                size_t level = 0;
-                while (level + 1 < kLevels &&
-                       2 * magnitude > static_cast<float>(signed_levels_[level] + signed_levels_[level + 1])) {
-                    ++level;
-                }
-                const double miss = (magnitude - static_cast<float>(signed_levels_[level])) * double{unit};
-                error += miss * miss;
-                chosen[i] = static_cast<uint8_t>(coefficient[i] < 0 ? level + kLevels : level);
-            }
-            if (error < best_error) {
-                best_error = error;
-                best = chosen;
+            const Quantised other = quantise(sorted, scale_table()[candidate] / 127, sorted_factor);
+            if (other.error < best.error) {
+                best = other;
                 bytes[0] = static_cast<uint8_t>(candidate);
             }
         }
-        for (size_t i = 0; i < count; ++i) {
-            bytes[coefficient_byte_ + i / 2] |= static_cast<uint8_t>(best[i] << (4 * (i % 2)));
+        for (size_t k = 0; k < count; ++k) {
+            quantised.code[order[k]] = best.code[k];
         }
     }
-    for (size_t i = 0; i < count; ++i) {
-        put_bits(bytes, 8 * index_byte_ + index_bit_ + i * index_bits_, index_bits_, index[i]);
+    if (format_ == CoefficientFormat::kFp8) {
+        const float unit = layout_ == CodeLayout::kPublished ? 1.0F : scale_table()[bytes[0]] / 448;
+        for (size_t i = 0; i < count; ++i) {
+            quantised.code[i] = nearest_fp8(coefficient[i] / unit);
+        }
+    }
+    std::vector<uint8_t> order(count);
+    std::iota(order.begin(), order.end(), uint8_t{0});
+    if (layout_ == CodeLayout::kPacked) {
+        std::stable_sort(order.begin(), order.end(), [&](uint8_t a, uint8_t b) { return index[a] < index[b]; });
+    }
+    const unsigned coefficient_bits = format_ == CoefficientFormat::kSigned4 ? 4 : 8;
+    const uint32_t low_mask = (1U << index_bits_) - 1;
+    for (size_t k = 0; k < count; ++k) {
+        const uint32_t atom = index[order[k]];
+        put_bits(bytes, 8 * coefficient_byte_ + k * coefficient_bits, coefficient_bits, quantised.code[order[k]]);
+        put_bits(bytes, index_bit_ + k * index_bits_, index_bits_, atom & low_mask);
+        if (layout_ == CodeLayout::kPacked) {
+            put_bits(bytes, high_bit_ + (atom >> index_bits_) + k, 1, 1);
+        }
     }
 }
 

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "kvcodec/codec/dictionary/omp.h"
+
 namespace kvcodec {
 
 enum class CoefficientFormat : uint8_t {
@@ -15,7 +17,9 @@ enum class CoefficientFormat : uint8_t {
 };
 
 enum class CodeLayout : uint8_t {
-    /// [scale u8][count u8][coefficients][indices, ceil(log2 N) bits each, least significant bit first].
+    /// [scale u8][coefficients][low bits of the indices][high bits], indices in ascending order. A set has no order:
+    /// what order would cost, log2(s!) bits, is saved but for half a bit an atom (Elias 1974, Fano 1971). Of index i of
+    /// rank k the lowest l bits are stored as they are, and the rest as a one at bit (i >> l) + k of the high bits.
     kPacked,
     /// The published layout (Lexico): [count u16][e4m3 x s, no scale][int16 x s] = 3s + 2 bytes.
     kPublished,
@@ -37,8 +41,11 @@ class Packing {
     /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 16.
     size_t stride() const { return stride_; }
 
-    /// Writes one code; count <= sparsity nonzeros.
-    void pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code) const;
+    /// Writes one code; count <= sparsity nonzeros. factor: null, or the support's as omp_encode() gives it, rows
+    /// [count] at a distance of sparsity: then 4-bit coefficients are chosen one after the other, the last atom's
+    /// first, and each makes good for what those before it missed (the nearest plane of Babai 1986).
+    void pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
+              const float* factor = nullptr) const;
 
     /// offset[i, stride] = index * scale, coefficient[i, stride] (0 beyond the row's count) for each listed row of
     /// codes. `scale` turns an atom's index into the offset of its row in a table.
@@ -48,22 +55,31 @@ class Packing {
   private:
     friend struct UnpackKernel;
 
+    struct Quantised {
+        std::array<uint8_t, kMaxSparsity> code{};
+        double error = 0;
+    };
+    Quantised quantise(std::span<const double> coefficient, float unit, std::span<const double> factor) const;
+
     size_t n_atoms_;
     size_t sparsity_;
     size_t stride_;
     CoefficientFormat format_;
     CodeLayout layout_;
-    unsigned index_bits_;
+    unsigned index_bits_;  // of an index as such, or its low bits
     size_t code_bytes_;
-    size_t coefficient_byte_;                 // where the coefficients start
-    size_t index_byte_;                       // where the indices start
-    size_t index_bit_;                        // and at which bit of that byte
+    size_t coefficient_byte_;  // where the coefficients start
+    size_t index_bit_;         // bit of the code at which the indices start
+    size_t high_bit_ = 0;      // bit of the code at which the high bits start
+    size_t n_high_bits_ = 0;
     std::array<int8_t, 16> signed_levels_{};  // by 4-bit code: sign in bit 3; in units of scale / 127
-    // For each group of four indices: where its bytes start, how they move into four 32-bit lanes, how far these shift.
+    // For each group of four indices: where its bytes start, how they move into four 32-bit lanes, how far these shift,
+    // what is kept then.
     struct IndexGroup {
         uint32_t byte;
         std::array<uint8_t, 16> shuffle;
         std::array<uint32_t, 4> shift;
+        std::array<uint32_t, 4> mask;
     };
     std::vector<IndexGroup> groups_;
 };

@@ -5,11 +5,13 @@
 
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/dictionary/omp.h"
 
 namespace kvcodec {
 namespace {
@@ -23,12 +25,14 @@ struct Kind {
     CodeLayout layout;
 };
 
-size_t index_bits(size_t n_atoms, CodeLayout layout) {
-    size_t bits = 1;
-    while (size_t{1} << bits < n_atoms) {
-        ++bits;
+/// Bits of each index that a packed code stores as such: with the fewest bits in all.
+size_t low_bits(size_t n_atoms, size_t sparsity) {
+    size_t best = 0;
+    const auto cost = [&](size_t bits) { return sparsity * bits + (n_atoms - 1) / (size_t{1} << bits); };
+    for (size_t bits = 1; bits < 16; ++bits) {
+        best = cost(bits) < cost(best) ? bits : best;
     }
-    return layout == CodeLayout::kPublished ? 16 : bits;
+    return best;
 }
 
 unsigned bits_at(const std::byte* code, size_t bit, size_t n_bits) {
@@ -84,15 +88,26 @@ class PackingTest : public testing::TestWithParam<Kind> {
     static Row read(const Kind& kind, size_t n_atoms, size_t sparsity, const std::byte* code) {
         const bool published = kind.layout == CodeLayout::kPublished;
         const size_t coefficient_bits = !published && kind.format == CoefficientFormat::kSigned4 ? 4 : 8;
-        const size_t bits = index_bits(n_atoms, kind.layout);
+        const size_t header = published ? 16 : 8;
+        const size_t bits = published ? 16 : low_bits(n_atoms, sparsity);
+        const size_t first_index = header + sparsity * coefficient_bits;
         const double scale = std::exp2((static_cast<int>(code[0]) - 160) / 8.0);
-        const size_t count = published ? bits_at(code, 0, 16) : bits_at(code, 8, 8);
+        std::vector<size_t> high;
+        if (published) {
+            high.resize(bits_at(code, 0, 16));
+        } else {
+            const size_t n_high = sparsity + (n_atoms - 1) / (size_t{1} << bits);
+            for (size_t bit = 0; bit < n_high; ++bit) {
+                if (bits_at(code, first_index + sparsity * bits + bit, 1) == 1) {
+                    high.push_back((bit - high.size()) << bits);
+                }
+            }
+        }
         Row row;
-        for (size_t i = 0; i < count; ++i) {
-            const unsigned value = bits_at(code, 16 + i * coefficient_bits, coefficient_bits);
+        for (size_t i = 0; i < high.size(); ++i) {
+            const unsigned value = bits_at(code, header + i * coefficient_bits, coefficient_bits);
             const double level = std::lround(kLevels[value % 8] * 127) / 127.0;
-            row.index.push_back(
-                static_cast<uint16_t>(bits_at(code, 16 + sparsity * coefficient_bits + i * bits, bits)));
+            row.index.push_back(static_cast<uint16_t>(high[i] + bits_at(code, first_index + i * bits, bits)));
             row.coefficient.push_back(static_cast<float>(coefficient_bits == 4 ? (value < 8 ? level : -level) * scale
                                                          : published           ? e4m3(value)
                                                                                : e4m3(value) * scale / 448));
@@ -107,10 +122,16 @@ TEST_P(PackingTest, CountsBytes) {
     for (size_t n_atoms = 2; n_atoms <= 32768; n_atoms = n_atoms * 5 / 4 + 1) {
         for (size_t s = 1; s <= 64; ++s) {
             const size_t coefficient_bits = GetParam().format == CoefficientFormat::kSigned4 ? 4 : 8;
-            const auto index_bits_exact = static_cast<size_t>(std::ceil(std::log2(static_cast<double>(n_atoms))));
-            const size_t expected = GetParam().layout == CodeLayout::kPublished
-                                        ? 3 * s + 2
-                                        : 2 + (s * (coefficient_bits + index_bits_exact) + 7) / 8;
+            const size_t bits = low_bits(n_atoms, s);
+            const size_t expected =
+                GetParam().layout == CodeLayout::kPublished
+                    ? 3 * s + 2
+                    : 1 + (s * (coefficient_bits + bits) + s + (n_atoms - 1) / (size_t{1} << bits) + 7) / 8;
+            if (GetParam().layout == CodeLayout::kPacked && 8 * s <= n_atoms) {  // half a bit from the bound, and a few
+                const auto n = static_cast<double>(n_atoms), k = static_cast<double>(s);
+                const double bound = (std::lgamma(n + 1) - std::lgamma(k + 1) - std::lgamma(n - k + 1)) / std::log(2.0);
+                ASSERT_LE(static_cast<double>(8 * expected - 8 - s * coefficient_bits), bound + 0.6 * k + 15);
+            }
             const Packing p = packing(n_atoms, s);
             ASSERT_EQ(p.code_bytes(), expected) << "N " << n_atoms << " s " << s;
             ASSERT_EQ(Packing::code_bytes(n_atoms, s, GetParam().format, GetParam().layout), expected);
@@ -136,7 +157,11 @@ TEST_P(PackingTest, RoundTrips) {
             std::vector<Row> expected;
             for (size_t i = 0; i < kRows; ++i) {
                 expected.push_back(read(GetParam(), n_atoms, s, codes.data() + i * p.code_bytes()));
-                ASSERT_EQ(expected[i].index, rows[i].index);
+                std::vector<uint16_t> index = rows[i].index;
+                if (GetParam().layout == CodeLayout::kPacked) {
+                    std::ranges::sort(index);
+                }
+                ASSERT_EQ(expected[i].index, index);
             }
             const std::vector<uint16_t> order = {2, 0, 1, 2};
             const auto scale = static_cast<uint32_t>(s % 2 == 0 ? 1U << rng_() % 9 : 1 + rng_() % 256);
@@ -180,8 +205,14 @@ TEST_P(PackingTest, QuantisationErrorIsBounded) {
                 largest = std::max(largest, std::abs(double{c}));
             }
             double squared_error = 0.0;
-            for (size_t i = 0; i < row.coefficient.size(); ++i) {
-                const double error = std::abs(double{row.coefficient[i]} - coefficient[i]);
+            std::vector<size_t> order(row.index.size());
+            std::iota(order.begin(), order.end(), size_t{0});
+            if (!published) {
+                std::ranges::stable_sort(order, {}, [&](size_t i) { return row.index[i]; });
+            }
+            for (size_t k = 0; k < row.coefficient.size(); ++k) {
+                const size_t i = order[k];
+                const double error = std::abs(double{row.coefficient[i]} - coefficient[k]);
                 squared_error += error * error;
                 if (GetParam().format == CoefficientFormat::kFp8) {
                     // Half of the last of three bits of mantissa, or half a step of the subnormals.
@@ -189,8 +220,8 @@ TEST_P(PackingTest, QuantisationErrorIsBounded) {
                     const double bound = std::max(std::abs(double{row.coefficient[i]}) / 16, unit / 1024);
                     ASSERT_LE(error, bound * 1.0001) << row.coefficient[i];
                 }
-                ASSERT_LE(row.coefficient[i] * coefficient[i], published ? 1e9 : largest * largest * 1.2);
-                ASSERT_GE(row.coefficient[i] * coefficient[i], 0.0F) << "the sign was lost";
+                ASSERT_LE(row.coefficient[i] * coefficient[k], published ? 1e9 : largest * largest * 1.2);
+                ASSERT_GE(row.coefficient[i] * coefficient[k], 0.0F) << "the sign was lost";
             }
             // The widest gap of the levels is 0.2 (0.8 to 1.0); the smallest level 0.08 stands for zero.
             const double bound = 0.1 * std::exp2(0.125) * largest + largest / 127;
@@ -218,9 +249,52 @@ TEST_P(PackingTest, ZeroRowsAndLimits) {
         ASSERT_TRUE(std::isfinite(coefficient[i]));
     }
     // What the format cannot hold becomes its largest value, not noise.
-    EXPECT_GT(coefficient[2 * p.stride()], 400.0F);
-    EXPECT_LT(coefficient[2 * p.stride() + 1], -400.0F);
-    EXPECT_NEAR(coefficient[3 * p.stride()], 0.0F, 1e-5F);
+    const size_t positive = GetParam().layout == CodeLayout::kPacked ? 2 : 0, negative = positive == 2 ? 0 : 1;
+    EXPECT_GT(coefficient[2 * p.stride() + positive], 400.0F);
+    EXPECT_LT(coefficient[2 * p.stride() + negative], -400.0F);
+    EXPECT_NEAR(coefficient[3 * p.stride() + positive], 0.0F, 1e-5F);
+}
+
+TEST(Packing, TheFactorLowersTheErrorOfTheSum) {
+    constexpr size_t kDim = 64, kAtoms = 256, kSparsity = 12;
+    std::mt19937 rng(3);
+    std::normal_distribution<float> normal;
+    std::vector<float> atoms(kAtoms * kDim), x(300 * kDim);
+    std::ranges::generate(x, [&] { return normal(rng); });
+    for (size_t j = 0; j < kAtoms; ++j) {
+        float* atom = &atoms[j * kDim];
+        std::generate_n(atom, kDim, [&] { return normal(rng); });
+        const float norm = std::sqrt(std::inner_product(atom, atom + kDim, atom, 0.0F));
+        std::transform(atom, atom + kDim, atom, [&](float v) { return v / norm; });
+    }
+    std::vector<uint16_t> index(300 * kSparsity);
+    std::vector<float> coefficient(300 * kSparsity), factor(300 * kSparsity * kSparsity);
+    std::vector<uint8_t> count(300);
+    omp_encode(atoms.data(), kAtoms, kDim, x.data(), 300, {kSparsity}, index.data(), coefficient.data(), count.data(),
+               nullptr, factor.data());
+    const Packing p(kAtoms, kSparsity, CoefficientFormat::kSigned4, CodeLayout::kPacked, kLevels);
+    const auto added_error = [&](bool with_factor) {
+        double sum = 0.0;
+        std::vector<std::byte> code(p.code_bytes() + Codec::kCodeSlackBytes);
+        for (size_t row = 0; row < 300; ++row) {
+            p.pack(&index[row * kSparsity], &coefficient[row * kSparsity], count[row], code.data(),
+                   with_factor ? &factor[row * kSparsity * kSparsity] : nullptr);
+            std::vector<uint32_t> atom(p.stride());
+            std::vector<float> value(p.stride());
+            const uint16_t first = 0;
+            p.unpack(code.data(), {&first, 1}, 1, atom.data(), value.data());
+            for (size_t i = 0; i < kDim; ++i) {
+                double miss = 0.0;
+                for (size_t k = 0; k < kSparsity; ++k) {
+                    miss += double{coefficient[row * kSparsity + k]} * atoms[index[row * kSparsity + k] * kDim + i];
+                    miss -= double{value[k]} * atoms[atom[k] * kDim + i];
+                }
+                sum += miss * miss;
+            }
+        }
+        return sum;
+    };
+    EXPECT_LT(added_error(true), 0.95 * added_error(false));
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, PackingTest,

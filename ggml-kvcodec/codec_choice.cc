@@ -159,7 +159,8 @@ CodecChoice::Choice CodecChoice::choose_baseline(const LayerGeometry& geometry) 
 
 CodecChoice::SideChoice CodecChoice::dictionary(Side side, const SideArtifact& trained, uint32_t s) const {
     const float unbias = options_.layout == CodeLayout::kPublished ? 0.0F : unbias_of(side);
-    const DictionarySettings settings{{s, options_.relative_error}, options_.coefficients, options_.layout, unbias};
+    const float relative_error = side == Side::kK ? options_.relative_error_k : options_.relative_error_v;
+    const DictionarySettings settings{{s, relative_error}, options_.coefficients, options_.layout, unbias};
     // The error at the training sparsity is known; with fewer atoms it grows, but slower than with the root of the
     // ratio.
     const float ratio = static_cast<float>(artifact_->training_sparsity) / static_cast<float>(s);

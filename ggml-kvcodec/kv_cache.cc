@@ -812,8 +812,9 @@ double KvCache::bytes_per_token(const Layer& layer) {
     if (layer.salient_rows != nullptr) {
         return layer.store->used_bytes_per_token(layer.store->salient_share().value_or(layer.salient_rows->share()));
     }
-    return (layer.evictor == nullptr ? 1.0 : layer.evictor->share(*layer.store)) *
-           static_cast<double>(layer.store->code_bytes_per_token());
+    return layer.evictor == nullptr
+               ? layer.store->mean_bytes_per_token()
+               : layer.evictor->share(*layer.store) * static_cast<double>(layer.store->code_bytes_per_token());
 }
 
 std::string KvCache::describe(const Layer& layer) {
@@ -908,6 +909,15 @@ void KvCache::report_load() {
         mebibytes(total), 100.0 * static_cast<double>(total) / static_cast<double>(dense_bytes * n_cells_));
 }
 
+void KvCache::add_nonzeros(const LayerStore& store, Totals& totals) {
+    const bool variable = store.has_codecs() && (store.codecs().k->is_variable() || store.codecs().v->is_variable());
+    if (variable && store.coded_cells() != 0) {
+        totals.nonzeros_k += store.mean_nonzeros(Side::kK).value_or(0);
+        totals.nonzeros_v += store.mean_nonzeros(Side::kV).value_or(0);
+        ++totals.variable_layers;
+    }
+}
+
 KvCache::Totals KvCache::totals() const {
     Totals totals;
     totals.resident_bytes = fixed_bytes() + attention_.scratch_bytes();
@@ -916,6 +926,7 @@ KvCache::Totals KvCache::totals() const {
             const size_t f16 = row_bytes(layer.k) + row_bytes(layer.v);
             const size_t cells = layer.store->coded_cells() + layer.store->dense_rows() + layer.store->emptied_cells();
             ++totals.compressed_layers;
+            add_nonzeros(*layer.store, totals);
             totals.resident_bytes += layer.store->resident_bytes();
             totals.resident_bytes += layer.evictor == nullptr ? 0 : layer.evictor->resident_bytes();
             totals.coded_cells = std::max(totals.coded_cells, layer.store->coded_cells());
@@ -935,13 +946,17 @@ void KvCache::report_end() {
     log_summary(
         "{} cells coded, {} dense; resident {:.2f} MiB, {:.1f} % of the {:.2f} MiB of f16; {:.1f} % of pairs read "
         "through codes; encoding {:.0f} ms, attention {:.0f} ms ({} calls in code space, {} by blocks, {} rows "
-        "rebuilt)",
+        "rebuilt){}",
         sum.coded_cells, sum.dense_cells, mebibytes(sum.resident_bytes),
         sum.f16_bytes == 0 ? 0.0 : 100.0 * static_cast<double>(sum.resident_bytes) / static_cast<double>(sum.f16_bytes),
         mebibytes(sum.f16_bytes),
         100.0 * static_cast<double>(counters_.pairs_coded) / static_cast<double>(counters_.pairs),
         static_cast<double>(counters_.encode_us) / 1e3, static_cast<double>(counters_.attention_us) / 1e3,
-        counters_.code_space_calls, counters_.block_calls, sum.rows_rebuilt);
+        counters_.code_space_calls, counters_.block_calls, sum.rows_rebuilt,
+        sum.variable_layers == 0 ? ""
+                                 : fmt::format("; {:.1f} atoms a key, {:.1f} a value",
+                                               sum.nonzeros_k / static_cast<double>(sum.variable_layers),
+                                               sum.nonzeros_v / static_cast<double>(sum.variable_layers)));
 }
 
 std::string KvCache::report_json() const {

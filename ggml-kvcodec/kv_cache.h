@@ -122,7 +122,11 @@ class KvCache {
         size_t dense_cells = 0;
         size_t compressed_layers = 0;
         uint64_t rows_rebuilt = 0;
+        size_t variable_layers = 0;  // whose codes have lengths of their own
+        double nonzeros_k = 0;       // mean of each of these, summed
+        double nonzeros_v = 0;
     };
+    static void add_nonzeros(const LayerStore& store, Totals& totals);
     Totals totals() const;
     void report_load();
     void report_end();

@@ -136,6 +136,10 @@ bool set_any_budget(std::string_view value, Options& to) {
     return set_budget(value, to.budget);
 }
 
+bool set_error(std::string_view value, float& to) {
+    return set_number<float>(value, 0.0F, 0x1.fffffep-1F, to);  // the float below 1
+}
+
 bool set_sparsity(std::string_view value, std::optional<uint32_t>& to) {
     return set_number<uint32_t>(value, 1, kMaxSparsity, to);
 }
@@ -168,6 +172,7 @@ struct Key {
     bool (*set)(Draft&, std::string_view value);
 };
 
+constexpr std::string_view kErrors = "a number >= 0 and < 1";
 constexpr std::string_view kSparsities = "a whole number from 1 to 64";
 constexpr std::string_view kBits = "2, 3, 4 or 8";
 constexpr std::string_view kCounts = "a whole number >= 0";
@@ -199,10 +204,14 @@ constexpr Key kKeys[] = {
      [](Draft& d, std::string_view v) { return set_name(v, kLayouts, d.options.layout); }},
     {"layers", "layers and ranges of them such as 0-3+7",
      [](Draft& d, std::string_view v) { return set_layers(v, d.options.layers); }},
-    {"relative_error", "a number >= 0 and < 1",
+    {"relative_error", kErrors,
      [](Draft& d, std::string_view v) {
-         return set_number<float>(v, 0.0F, 0x1.fffffep-1F, d.options.relative_error);  // the float below 1
+         return set_error(v, d.options.relative_error_k) && set_error(v, d.options.relative_error_v);
      }},
+    {"relative_error_k", kErrors,
+     [](Draft& d, std::string_view v) { return set_error(v, d.options.relative_error_k); }},
+    {"relative_error_v", kErrors,
+     [](Draft& d, std::string_view v) { return set_error(v, d.options.relative_error_v); }},
     {"unbias_k", "a number from 0 to 1",
      [](Draft& d, std::string_view v) { return set_number<float>(v, 0.0F, 1.0F, d.options.unbias_k); }},
     {"unbias_v", "a number from 0 to 1",
@@ -344,7 +353,13 @@ std::string to_string(const Options& options) {
         layers += first == last ? "" : fmt::format("-{}", last);
     }
     put("layers", layers, !layers.empty());
-    put("relative_error", options.relative_error, options.relative_error != defaults.relative_error);
+    const auto put_error = [&](std::string_view key, float value) { put(key, value, value != 0.0F); };
+    if (options.relative_error_k == options.relative_error_v) {
+        put_error("relative_error", options.relative_error_k);
+    } else {
+        put_error("relative_error_k", options.relative_error_k);
+        put_error("relative_error_v", options.relative_error_v);
+    }
     put("unbias_k", options.unbias_k, options.unbias_k != defaults.unbias_k);
     put("unbias_v", options.unbias_v, options.unbias_v != defaults.unbias_v);
     put_name("mode", options.mode, Options::Mode::kLive, kModes);

@@ -65,7 +65,9 @@ struct Options {
     CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published
     std::vector<std::pair<uint32_t, uint32_t>> layers;  ///< layers=0-3+7: first to last, the others pass through; all
-    float relative_error = 0.0F;         ///< relative_error=, in [0, 1): OMP stops early below it; 0 = off
+    float relative_error_k = 0.0F;       ///< relative_error_k=, in [0, 1), or relative_error= for both: OMP stops early
+                                         ///< below it, rows get lengths of their own; 0 = off
+    float relative_error_v = 0.0F;       ///< relative_error_v=
     float unbias_k = kUnbiasOfKeys;      ///< unbias_k=, in [0, 1]: how much of the codes' shrinkage is undone
     float unbias_v = kUnbiasOfValues;    ///< unbias_v=
     uint32_t window = 128;               ///< window=: a cell stays dense until as many queries have seen it

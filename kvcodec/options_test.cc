@@ -38,7 +38,8 @@ TEST(OptionsTest, ReadsEveryKey) {
     EXPECT_EQ(options.bits_v, 8U);
     EXPECT_EQ(options.coefficients, CoefficientFormat::kFp8);
     EXPECT_EQ(options.layout, CodeLayout::kPublished);
-    EXPECT_EQ(options.relative_error, 0.25F);
+    EXPECT_EQ(options.relative_error_k, 0.25F);
+    EXPECT_EQ(options.relative_error_v, 0.25F);
     EXPECT_EQ(options.window, 64U);
     EXPECT_EQ(options.sinks, 2U);
     EXPECT_EQ(options.log, Options::Log::kDebug);
@@ -98,6 +99,8 @@ TEST(OptionsTest, RoundTrips) {
                              "budget=18.3%",
                              "budget=0.3333333333333333",
                              "relative_error=0.1",
+                             "relative_error_k=0.1",
+                             "relative_error_k=0.1,relative_error_v=0.2",
                              "crossover=0",
                              "layers=0-3+7+9-29",
                              "unbias_k=0.25,unbias_v=0",

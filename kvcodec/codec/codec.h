@@ -42,6 +42,13 @@ class Codec {
     virtual size_t code_bytes() const = 0;
     /// Resident bytes that do not grow with tokens: atoms, tables.
     virtual size_t fixed_bytes() const = 0;
+    /// Whether codes have lengths of their own. encode() still writes them code_bytes() apart, but `codes` of all others
+    /// is a VariableBlock's data.
+    virtual bool is_variable() const { return false; }
+    /// Bytes of one code, at most code_bytes().
+    virtual size_t length(const std::byte* /*code*/) const { return code_bytes(); }
+    /// Elements of code space that one code touches, at most nonzeros().
+    virtual size_t nonzeros_of(const std::byte* /*code*/) const { return nonzeros(); }
     /// Rows that only make sense together, consecutive and aligned: a divisor of LayerStore::kBlock.
     virtual size_t group_rows() const { return 1; }
     /// Whether codes are of keys as they were before RoPE.

@@ -77,6 +77,23 @@ void encode_rows(const Codec& codec, const float* x, size_t n, const uint8_t* sa
     }
 }
 
+// Decodes what encode() has just written.
+void decode_written(const Codec& codec, const std::vector<std::byte>& codes, size_t n, float* x) {
+    if (!codec.is_variable()) {
+        codec.decode(codes.data(), 0, n, x);
+        return;
+    }
+    for (size_t first = 0; first < n; first += VariableBlock::kRows) {
+        VariableBlock block;
+        const size_t size = std::min(VariableBlock::kRows, n - first);
+        for (size_t i = 0; i < size; ++i) {
+            const std::byte* code = &codes[(first + i) * codec.code_bytes()];
+            block.put(i, {code, codec.length(code)});
+        }
+        codec.decode(block.data(), 0, size, x + first * codec.dim());
+    }
+}
+
 }  // namespace
 
 LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory)
@@ -105,10 +122,15 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     if (!has_codecs()) {
         return;
     }
-    codes_k_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.k->code_bytes() + Codec::kCodeSlackBytes);
-    codes_v_ = Reservation(n_cells_ * geometry.n_head_kv * codecs_.v->code_bytes() + Codec::kCodeSlackBytes);
-    codes_k_.use_small_pages();
-    codes_v_.use_small_pages();
+    for (const Side side : {Side::kK, Side::kV}) {
+        if (codec(side).is_variable()) {
+            (side == Side::kK ? variable_k_ : variable_v_).resize(dense_blocks_.size() * geometry.n_head_kv);
+            continue;
+        }
+        Reservation& codes = side == Side::kK ? codes_k_ : codes_v_;
+        codes = Reservation(n_cells_ * geometry.n_head_kv * codec(side).code_bytes() + Codec::kCodeSlackBytes);
+        codes.use_small_pages();
+    }
 }
 
 std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {
@@ -118,11 +140,14 @@ std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {
 }
 
 const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
-    return code(side, block * kBlock, head);
+    return codec(side).is_variable() ? variable_block(side, block * kBlock, head).data()
+                                     : code(side, block * kBlock, head);
 }
 
 void LayerStore::prefetch_codes(Side side, size_t block, size_t head) const {
-    prefetch(codes(side, block, head), kBlock * codec(side).code_bytes());
+    prefetch(codes(side, block, head), codec(side).is_variable()
+                                           ? variable_block(side, block * kBlock, head).resident_bytes()
+                                           : kBlock * codec(side).code_bytes());
 }
 
 uint16_t* LayerStore::make_dense(Side side, size_t cell) {
@@ -218,6 +243,8 @@ void LayerStore::clear() {
     n_emptied_ = 0;
     codes_k_.release(0, codes_k_.size());
     codes_v_.release(0, codes_v_.size());
+    std::ranges::for_each(variable_k_, &VariableBlock::clear);
+    std::ranges::for_each(variable_v_, &VariableBlock::clear);
 }
 
 // Dense rows [cells, dim] of one head without the mean: what the codec is given.
@@ -247,14 +274,24 @@ std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const
     return x;
 }
 
-void LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
-                             const uint8_t* salient) {
-    const size_t code_bytes = codec(side).code_bytes();
+std::vector<std::byte> LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells,
+                                               const int32_t* positions, const uint8_t* salient) const {
     const std::vector<float> x = residuals(side, head, cells, positions);
-    std::vector<std::byte> codes(cells.size() * code_bytes);
+    std::vector<std::byte> codes(cells.size() * codec(side).code_bytes());
     encode_rows(codec(side, head), x.data(), cells.size(), salient, codes.data());
+    return codes;
+}
+
+void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cells,
+                           const std::vector<std::byte>& codes) {
+    const size_t code_bytes = codec(side).code_bytes();
     for (size_t i = 0; i < cells.size(); ++i) {
-        std::memcpy(code(side, cells[i], head), &codes[i * code_bytes], code_bytes);
+        const std::byte* from = &codes[i * code_bytes];
+        if (codec(side).is_variable()) {
+            variable_block(side, cells[i], head).put(cells[i] % kBlock, {from, codec(side).length(from)});
+        } else {
+            std::memcpy(code(side, cells[i], head), from, code_bytes);
+        }
     }
 }
 
@@ -268,7 +305,7 @@ std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32
         std::vector<float> x = residuals(side, head, cells, positions);
         encode_rows(codec(side, head), x.data(), cells.size(),
                     salient == nullptr ? nullptr : salient + head * cells.size(), codes.data());
-        codec(side, head).decode(codes.data(), 0, cells.size(), decoded.data());
+        decode_written(codec(side, head), codes, cells.size(), decoded.data());
         if (side == Side::kK && codecs_.rope_tables != nullptr) {  // YaRN's magnitude belongs to all three sums
             std::vector<int32_t> position(cells.size());
             std::ranges::transform(cells, position.begin(), [&](uint32_t cell) { return positions[cell]; });
@@ -316,16 +353,38 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
     const size_t n_groups = cells.size() / group;
     const size_t batch = group * std::clamp<size_t>((n_groups + team.size() - 1) / team.size(), 1, kBatch / group);
     const size_t n_batches = (cells.size() + batch - 1) / batch;
+    struct Task {
+        Side side;
+        size_t head;
+        size_t first;
+        std::span<const uint32_t> cells;
+    };
+    const auto task_of = [&](size_t i) {
+        const size_t first = i / (2 * n_heads) * batch;
+        return Task{i % 2 == 0 ? Side::kK : Side::kV, i / 2 % n_heads, first,
+                    cells.subspan(first, std::min(batch, cells.size() - first))};
+    };
+    const size_t n_tasks = 2 * n_heads * n_batches;
+    std::vector<std::vector<std::byte>> waiting(n_tasks);  // codes that go into blocks which tasks share
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
-        for (size_t task = next++; task < 2 * n_heads * n_batches; task = next++) {
-            const size_t first = task / (2 * n_heads) * batch;
-            const auto part = cells.subspan(first, std::min(batch, cells.size() - first));
-            const size_t head = task / 2 % n_heads;
-            encode_side(task % 2 == 0 ? Side::kK : Side::kV, head, part, positions,
-                        salient == nullptr ? nullptr : salient + head * cells.size() + first);
+        for (size_t i = next++; i < n_tasks; i = next++) {
+            const Task task = task_of(i);
+            std::vector<std::byte> codes =
+                encode_side(task.side, task.head, task.cells, positions,
+                            salient == nullptr ? nullptr : salient + task.head * cells.size() + task.first);
+            if (codec(task.side).is_variable()) {
+                waiting[i] = std::move(codes);
+            } else {
+                put_codes(task.side, task.head, task.cells, codes);
+            }
         }
     });
+    for (size_t i = 0; i < n_tasks; ++i) {
+        if (!waiting[i].empty()) {
+            put_codes(task_of(i).side, task_of(i).head, task_of(i).cells, waiting[i]);
+        }
+    }
     for (const uint32_t cell : cells) {
         free_row(cell);
         state_[cell] = kCoded;
@@ -453,8 +512,14 @@ void LayerStore::copy_cell(size_t from, size_t to) {
     drop(to);
     if (is_in_coded_group(from)) {
         for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
-            std::memcpy(code(Side::kK, to, head), code(Side::kK, from, head), codecs_.k->code_bytes());
-            std::memcpy(code(Side::kV, to, head), code(Side::kV, from, head), codecs_.v->code_bytes());
+            for (const Side side : {Side::kK, Side::kV}) {
+                if (codec(side).is_variable()) {
+                    const std::span<const std::byte> written = variable_block(side, from, head).code(from % kBlock);
+                    variable_block(side, to, head).put(to % kBlock, written);
+                } else {
+                    std::memcpy(code(side, to, head), code(side, from, head), codec(side).code_bytes());
+                }
+            }
         }
     }
     if (is_coded(from)) {
@@ -483,7 +548,53 @@ size_t LayerStore::resident_bytes() const {
     for (const auto& block : dense_blocks_) {
         bytes += block == nullptr ? 0 : sizeof(DenseBlock);
     }
+    for (const auto* blocks : {&variable_k_, &variable_v_}) {
+        bytes += blocks->size() * sizeof(VariableBlock);
+        for (const VariableBlock& block : *blocks) {
+            bytes += block.resident_bytes();
+        }
+    }
     return bytes;
+}
+
+// visit(code) for each coded row of one side whose length is its own.
+template <typename Visit>
+void LayerStore::for_each_code(Side side, const Visit& visit) const {
+    for (size_t cell = 0; cell < n_cells_; ++cell) {
+        for (size_t head = 0; is_coded(cell) && head < geometry_.n_head_kv; ++head) {
+            visit(variable_block(side, cell, head).code(cell % kBlock));
+        }
+    }
+}
+
+double LayerStore::mean_bytes_per_token() const {
+    double bytes = 0;
+    for (const Side side : {Side::kK, Side::kV}) {
+        const auto longest = static_cast<double>(geometry_.n_head_kv * codec(side).code_bytes());
+        if (!codec(side).is_variable()) {
+            bytes += longest;
+            continue;
+        }
+        const auto places = static_cast<double>(geometry_.n_head_kv * sizeof(uint16_t));
+        double sum = 0;
+        for_each_code(side, [&](std::span<const std::byte> code) { sum += static_cast<double>(code.size()); });
+        bytes += places + (n_coded_ == 0 ? longest : sum / static_cast<double>(n_coded_));
+    }
+    return bytes;
+}
+
+std::optional<double> LayerStore::mean_nonzeros(Side side) const {
+    if (!has_codecs() || n_coded_ == 0) {
+        return std::nullopt;
+    }
+    if (!codec(side).is_variable()) {
+        return static_cast<double>(codec(side).nonzeros());
+    }
+    double sum = 0;
+    for_each_code(side, [&](std::span<const std::byte> code) {
+        sum += static_cast<double>(codec(side).nonzeros_of(code.data()));
+    });
+    return sum / static_cast<double>(n_coded_ * geometry_.n_head_kv);
 }
 
 size_t LayerStore::code_bytes_per_token() const {

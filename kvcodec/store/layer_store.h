@@ -15,6 +15,7 @@
 #include "kvcodec/codec/rope.h"
 #include "kvcodec/store/dense_pool.h"
 #include "kvcodec/store/reservation.h"
+#include "kvcodec/store/variable_block.h"
 #include "kvcodec/threads.h"
 
 namespace kvcodec {
@@ -152,6 +153,11 @@ class LayerStore {
     size_t resident_bytes() const;
     /// Bytes per coded token: codes of all heads, K and V. Without codecs, of a dense row.
     size_t code_bytes_per_token() const;
+    /// The same where codes have lengths of their own: the mean of those that were written, with their places in the
+    /// blocks; before any was, of the longest.
+    double mean_bytes_per_token() const;
+    /// Mean elements of code space that a code of one side touches; nothing before any is coded.
+    std::optional<double> mean_nonzeros(Side side) const;
     /// The part of it that codes use when this share of rows is salient.
     double used_bytes_per_token(double salient_share) const;
     /// Salient rows per coded row; nothing before any is coded.
@@ -170,8 +176,17 @@ class LayerStore {
     void forget_evicted(size_t cell);
     std::vector<float> residuals(Side side, size_t head, std::span<const uint32_t> cells,
                                  const int32_t* positions) const;
-    void encode_side(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
-                     const uint8_t* salient);
+    std::vector<std::byte> encode_side(Side side, size_t head, std::span<const uint32_t> cells,
+                                       const int32_t* positions, const uint8_t* salient) const;
+    void put_codes(Side side, size_t head, std::span<const uint32_t> cells, const std::vector<std::byte>& codes);
+    VariableBlock& variable_block(Side side, size_t cell, size_t head) {
+        return (side == Side::kK ? variable_k_ : variable_v_)[cell / kBlock * geometry_.n_head_kv + head];
+    }
+    const VariableBlock& variable_block(Side side, size_t cell, size_t head) const {
+        return const_cast<LayerStore*>(this)->variable_block(side, cell, head);
+    }
+    template <typename Visit>
+    void for_each_code(Side side, const Visit& visit) const;
     const Codec& codec(Side side) const { return side == Side::kK ? *codecs_.k : *codecs_.v; }
     const Codec& codec(Side side, size_t head) const {
         return side == Side::kK ? codecs_.k_of(head) : codecs_.v_of(head);
@@ -200,8 +215,10 @@ class LayerStore {
     };
     std::vector<std::unique_ptr<DenseBlock>> dense_blocks_;
     DensePool pool_;
-    Reservation codes_k_;
+    Reservation codes_k_;  // of codes that are all of one length
     Reservation codes_v_;
+    std::vector<VariableBlock> variable_k_;  // [blocks, heads] of the others
+    std::vector<VariableBlock> variable_v_;
     std::vector<uint64_t> evicted_;  // [blocks, heads], a bit a cell; empty until the first eviction
     size_t n_coded_ = 0;
     size_t n_emptied_ = 0;

@@ -4,13 +4,16 @@
 #include <hwy/targets.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <iterator>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
+#include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/half.h"
@@ -526,6 +529,88 @@ TEST_F(LayerStoreTest, DistortionIsWhatEncodeThenLoses) {
             EXPECT_NEAR(d.miss / d.energy / relative_error(before[n], read(side, cells[i])), 1.0, 0.02) << cells[i];
         }
     }
+}
+
+/// Keys have codes of variable length, values of a fixed one.
+class VariableStoreTest : public LayerStoreTest {
+  protected:
+    void SetUp() override {
+        LayerStoreTest::SetUp();
+        constexpr size_t kAtoms = 128;
+        std::vector<uint16_t> atoms;
+        for (size_t j = 0; j < kAtoms; ++j) {
+            std::vector<float> atom = random_vector(kGeometry.dim_k, rng_);
+            const float norm = std::sqrt(std::inner_product(atom.begin(), atom.end(), atom.begin(), 0.0F));
+            std::ranges::transform(atom, std::back_inserter(atoms), [&](float v) { return float_to_half(v / norm); });
+        }
+        constexpr std::array<float, Packing::kLevels> kLevels = {0.08F, 0.17F, 0.27F, 0.38F, 0.5F, 0.64F, 0.8F, 1.0F};
+        const DictionarySettings settings{{32, 0.4F}, CoefficientFormat::kSigned4, CodeLayout::kPacked};
+        variable_ = std::make_shared<DictionaryCodec>(atoms, kAtoms, kGeometry.dim_k, kLevels, settings);
+        store_.set_codecs(kGeometry, {variable_, v_codec_, {}, {}, rope_});
+    }
+
+    std::shared_ptr<const Codec> variable_;
+};
+
+TEST_F(VariableStoreTest, RowsSurviveOthers) {
+    std::vector<uint32_t> cells(150);
+    std::iota(cells.begin(), cells.end(), 20U);
+    for (const uint32_t cell : cells) {
+        write(cell);
+    }
+    EXPECT_DOUBLE_EQ(store_.mean_bytes_per_token(),
+                     static_cast<double>(kGeometry.n_head_kv) *
+                         static_cast<double>(2 + variable_->code_bytes() + v_codec_->code_bytes()));
+    EXPECT_FALSE(store_.mean_nonzeros(Side::kK));
+    std::vector<std::vector<uint16_t>> dense;
+    double miss = 0.0;
+    for (const uint32_t cell : cells) {
+        dense.push_back(read(Side::kK, cell));
+        miss += store_.distortion(Side::kK, {&cell, 1}, positions_.data()).front().miss;
+    }
+    const std::vector<Distortion> promised = store_.distortion(Side::kK, cells, positions_.data());
+    const std::unique_ptr<Team> team = make_parked_team(3);
+    store_.encode(cells, positions_.data(), *team);
+    std::vector<std::vector<uint16_t>> coded;
+    double lost = 0.0, total = 0.0;
+    for (size_t i = 0; i < cells.size(); ++i) {
+        coded.push_back(read(Side::kK, cells[i]));
+        EXPECT_LT(relative_error(dense[i], coded[i]), 0.22);
+        lost += relative_error(dense[i], coded[i]) * promised[i].energy;
+        total += promised[i].miss;
+    }
+    EXPECT_NEAR(lost / total, 1.0, 0.01);
+    EXPECT_NEAR(miss / total, 1.0, 1e-6);
+    EXPECT_GT(store_.mean_nonzeros(Side::kK).value(), 4.0);
+    EXPECT_LT(store_.mean_nonzeros(Side::kK).value(), 32.0);
+    EXPECT_LT(store_.mean_bytes_per_token(), static_cast<double>(store_.code_bytes_per_token()));
+
+    // Overwriting, copying and coding again leave the others alone.
+    for (int round = 0; round < 5; ++round) {
+        for (uint32_t cell = 20; cell < 170; cell += 3) {
+            write(cell);
+        }
+        std::vector<uint32_t> again;
+        for (uint32_t cell = 20; cell < 170; cell += 3) {
+            again.push_back(cell);
+        }
+        encode(again);
+    }
+    store_.copy_cell(21, 200);
+    store_.copy_cell(22, 23);
+    for (size_t i = 0; i < cells.size(); ++i) {
+        if (cells[i] % 3 == 0 || cells[i] == 22) {
+            ASSERT_EQ(read(Side::kK, cells[i]), coded[i]) << cells[i];
+        }
+    }
+    EXPECT_EQ(read(Side::kK, 200), read(Side::kK, 21));
+    EXPECT_EQ(read(Side::kK, 23), read(Side::kK, 22));
+    const size_t resident = store_.resident_bytes();
+    store_.clear();
+    EXPECT_LT(store_.resident_bytes(), resident);
+    write(21);
+    encode({21});
+    EXPECT_EQ(store_.coded_cells(), 1U);
 }
 
 TEST_F(LayerStoreTest, SingleCellsAreCompleteGroups) {

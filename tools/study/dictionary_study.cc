@@ -20,6 +20,7 @@
 
 #include "kvcodec/artifact/model_info.h"
 #include "kvcodec/codec/dictionary/omp.h"
+#include "kvcodec/codec/dictionary/packing.h"
 #include "kvcodec/error.h"
 #include "kvcodec/learn/dictionary_learning.h"
 #include "kvcodec/learn/principal_components.h"
@@ -377,6 +378,10 @@ double quantised_error(const Dictionary& atoms, size_t dim, std::span<const floa
 
 // ---- tables --------------------------------------------------------------------------------------------------------
 
+size_t code_bytes(size_t sparsity) {
+    return Packing::code_bytes(kAtoms, sparsity, CoefficientFormat::kSigned4, CodeLayout::kPacked);
+}
+
 /// Means over layers of a measurement of each side.
 struct Means {
     double k = 0.0, v = 0.0;
@@ -502,9 +507,11 @@ class Study {
             "--- | --- | --- |\n",
             texts_[0].name);
         for (const size_t n_atoms : {256, 512, 1024, 2048, 4096, 8192}) {
-            const auto dictionaries = make_all(own_, [&](const Rows& rows) {
-                return learned(rows, std::min(n_atoms, rows.train.size() / rows.dim * 15 / 16), kSparsity);
-            });
+            if (own_[0].train.size() / own_[0].dim * 15 / 16 < n_atoms) {
+                break;  // too few rows to learn from
+            }
+            const auto dictionaries =
+                make_all(own_, [&](const Rows& rows) { return learned(rows, n_atoms, kSparsity); });
             fmt::print("| {} | {} | {} | {} | {} |\n", n_atoms, std::lround(std::log2(n_atoms)),
                        error_of(dictionaries, own_, 4).text(), error_of(dictionaries, own_, 8).text(),
                        error_of(dictionaries, own_, 16).text());
@@ -646,7 +653,7 @@ class Study {
             "## Atoms added at run time\n\nOn {}, N={} s={}, one context of {} vectors a layer and side. A vector that "
             "misses the threshold becomes an "
             "atom (2 bytes an element), at most {} of them, and its code that one atom. Beside it: the error if the "
-            "same bytes buy atoms of 14 bits.\n\n"
+            "same bytes buy more atoms a vector.\n\n"
             "| text | threshold | atoms added K / V | bytes a vector K / V | error | error of the same bytes |\n| --- "
             "| --- | --- | --- | --- | --- |\n",
             texts_[0].name, kAtoms, kSparsity, own_[0].test.size() / own_[0].dim, kMost);
@@ -684,17 +691,17 @@ class Study {
                     }
                     const double n_rows = static_cast<double>(x.size() / dim);
                     const double n_added = static_cast<double>(atoms.size() / dim - n_before);
-                    const double code = 2.0 + 14.0 * kSparsity / 8;
+                    const auto code = static_cast<double>(code_bytes(kSparsity));
                     const double of_vector =
                         ((n_rows - n_added) * code + n_added * (2.0 * static_cast<double>(dim) + 5.0)) / n_rows;
                     added.add(i, n_added);
                     bytes.add(i, of_vector);
                     error.add(i, std::sqrt(lost / energy_of(x)));
-                    const double s = std::min((of_vector - 2.0) * 8 / 14, static_cast<double>(kMaxSparsity) - 1);
-                    const auto below = static_cast<size_t>(s);
-                    const double at_below = pursue(dictionaries_[i], dim, x, below).error;
-                    const double at_above = pursue(dictionaries_[i], dim, x, below + 1).error;
-                    same.add(i, at_below + (s - static_cast<double>(below)) * (at_above - at_below));
+                    size_t bought = 1;
+                    while (bought < kMaxSparsity && static_cast<double>(code_bytes(bought + 1)) <= of_vector) {
+                        ++bought;
+                    }
+                    same.add(i, pursue(dictionaries_[i], dim, x, bought).error);
                 }
                 fmt::print("| {} | {} | {:.0f} / {:.0f} | {:.1f} / {:.1f} | {} | {} |\n", texts_[t].name, threshold,
                            added.k, added.v, bytes.k, bytes.v, error.text(), same.text());

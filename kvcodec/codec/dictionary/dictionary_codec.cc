@@ -296,13 +296,30 @@ DictionaryCodec::DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, si
     if (settings.omp.sparsity < 1 || settings.omp.sparsity > kMaxSparsity) {
         throw Error(fmt::format("sparsity {} is out of range; choose 1 to {}", settings.omp.sparsity, kMaxSparsity));
     }
+    if (settings.omp.relative_error > 0.0F && settings.layout == CodeLayout::kPacked) {
+        for (size_t count = 1; count <= settings.omp.sparsity; ++count) {
+            packings_.emplace_back(n_atoms, count, settings.format, settings.layout, levels);
+        }
+    }
+}
+
+size_t DictionaryCodec::length(const std::byte* code) const {
+    const size_t count = nonzeros_of(code);
+    return !is_variable() ? code_bytes() : count == 0 ? 1 : 1 + packings_[count - 1].code_bytes();
+}
+
+size_t DictionaryCodec::nonzeros_of(const std::byte* code) const {
+    return is_variable() ? std::min(static_cast<size_t>(code[0]), packings_.size()) : nonzeros();
 }
 
 std::string DictionaryCodec::describe() const {
     const char* format = settings_.layout == CodeLayout::kPublished        ? "published layout"
                          : settings_.format == CoefficientFormat::kSigned4 ? "4-bit coefficients"
                                                                            : "fp8 coefficients";
-    return fmt::format("dictionary N={} s={}, {}", n_atoms_, settings_.omp.sparsity, format);
+    return settings_.omp.relative_error > 0.0F
+               ? fmt::format("dictionary N={} s<={} to an error of {:.3g}, {}", n_atoms_, settings_.omp.sparsity,
+                             settings_.omp.relative_error, format)
+               : fmt::format("dictionary N={} s={}, {}", n_atoms_, settings_.omp.sparsity, format);
 }
 
 void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
@@ -322,25 +339,63 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
         for (size_t k = 0; k < count[i]; ++k) {
             coefficient[i * sparsity + k] *= gain;
         }
-        packing_.pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], codes + i * code_bytes(),
+        std::byte* code = codes + i * code_bytes();
+        const Packing* packing = &packing_;
+        if (is_variable()) {
+            *code++ = static_cast<std::byte>(count[i]);
+            if (count[i] == 0) {
+                continue;
+            }
+            // Its rows of the factor are as far apart as it has nonzeros.
+            packing = &packings_[count[i] - 1U];
+            float* rows = &factor[i * sparsity * sparsity];
+            for (size_t k = 1; k < count[i]; ++k) {
+                std::copy_n(rows + k * sparsity, k + 1, rows + k * count[i]);
+            }
+        }
+        packing->pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], code,
                       &factor[i * sparsity * sparsity]);
     }
 }
 
-void DictionaryCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
+// Calls work(packing, first, n) for rows [first, first + n) whose nonzeros scratch then holds, packed alike.
+template <typename Work>
+void DictionaryCodec::for_unpacked(const std::byte* codes, std::span<const uint16_t> rows, uint32_t scale,
+                                   const Work& work) const {
     Unpacked& scratch = unpacked_scratch(packing_.stride());
-    uint16_t rows[kChunkRows];
-    for (size_t done = 0; done < n; done += kChunkRows) {
-        const size_t part = std::min(kChunkRows, n - done);
-        for (size_t i = 0; i < part; ++i) {
-            rows[i] = static_cast<uint16_t>(i);
+    if (!is_variable()) {
+        for (size_t first = 0; first < rows.size(); first += kChunkRows) {
+            const auto part = rows.subspan(first, std::min(kChunkRows, rows.size() - first));
+            packing_.unpack(codes, part, scale, scratch.offset.data(), scratch.coefficient.data());
+            work(packing_, first, part.size(), scratch);
         }
-        packing_.unpack(codes + (first + done) * code_bytes(), {rows, part}, static_cast<uint32_t>(dim_),
-                        scratch.offset.data(), scratch.coefficient.data());
-        HWY_DYNAMIC_DISPATCH(decode_rows)
-        (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(),
-         part, x + done * dim_);
+        return;
     }
+    constexpr uint16_t kOnly = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+        uint16_t place = 0;
+        std::memcpy(&place, codes + rows[i] * sizeof(place), sizeof(place));
+        const size_t count = nonzeros_of(codes + place);
+        const Packing& packing = packings_[std::max<size_t>(count, 1) - 1];
+        if (count != 0) {
+            packing.unpack(codes + place + 1, {&kOnly, 1}, scale, scratch.offset.data(), scratch.coefficient.data());
+        } else {
+            std::fill_n(scratch.offset.begin(), packing.stride(), 0U);
+            std::fill_n(scratch.coefficient.begin(), packing.stride(), 0.0F);
+        }
+        work(packing, i, 1, scratch);
+    }
+}
+
+void DictionaryCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
+    std::vector<uint16_t> rows(n);
+    std::iota(rows.begin(), rows.end(), static_cast<uint16_t>(first));
+    for_unpacked(codes, rows, static_cast<uint32_t>(dim_),
+                 [&](const Packing& packing, size_t begin, size_t size, const Unpacked& scratch) {
+                     HWY_DYNAMIC_DISPATCH(decode_rows)
+                     (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing.stride(),
+                      packing.sparsity(), size, x + begin * dim_);
+                 });
 }
 
 void DictionaryCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
@@ -362,26 +417,22 @@ void DictionaryCodec::prepare(const float* q, size_t lanes, size_t begin, size_t
 
 void DictionaryCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                             float* s) const {
-    Unpacked& scratch = unpacked_scratch(packing_.stride());
-    for (size_t first = 0; first < rows.size(); first += kChunkRows) {
-        const auto part = rows.subspan(first, std::min(kChunkRows, rows.size() - first));
-        packing_.unpack(codes, part, static_cast<uint32_t>(lanes), scratch.offset.data(), scratch.coefficient.data());
-        HWY_DYNAMIC_DISPATCH(score_rows)
-        (table, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(), part.size(),
-         lanes, s + first * lanes);
-    }
+    for_unpacked(codes, rows, static_cast<uint32_t>(lanes),
+                 [&](const Packing& packing, size_t first, size_t size, const Unpacked& scratch) {
+                     HWY_DYNAMIC_DISPATCH(score_rows)
+                     (table, scratch.offset.data(), scratch.coefficient.data(), packing.stride(), packing.sparsity(),
+                      size, lanes, s + first * lanes);
+                 });
 }
 
 void DictionaryCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                                  float* acc) const {
-    Unpacked& scratch = unpacked_scratch(packing_.stride());
-    for (size_t first = 0; first < rows.size(); first += kChunkRows) {
-        const auto part = rows.subspan(first, std::min(kChunkRows, rows.size() - first));
-        packing_.unpack(codes, part, static_cast<uint32_t>(lanes), scratch.offset.data(), scratch.coefficient.data());
-        HWY_DYNAMIC_DISPATCH(accumulate_rows)
-        (p + first * lanes, scratch.offset.data(), scratch.coefficient.data(), packing_.stride(), packing_.sparsity(),
-         part.size(), lanes, acc);
-    }
+    for_unpacked(codes, rows, static_cast<uint32_t>(lanes),
+                 [&](const Packing& packing, size_t first, size_t size, const Unpacked& scratch) {
+                     HWY_DYNAMIC_DISPATCH(accumulate_rows)
+                     (p + first * lanes, scratch.offset.data(), scratch.coefficient.data(), packing.stride(),
+                      packing.sparsity(), size, lanes, acc);
+                 });
 }
 
 void DictionaryCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {

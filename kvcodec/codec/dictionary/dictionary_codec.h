@@ -17,6 +17,10 @@ struct DictionarySettings {
     float unbias = 0.0F;  ///< see shrinkage.h; each vector's own loss decides on its gain
 };
 
+/// Codes have as many nonzeros as the error threshold asks for where there is one (omp.relative_error), and lengths
+/// that follow: one byte for the count, then a packed code for so many. Without, or in the published layout, all have
+/// the same length.
+///
 /// Code space is the dictionary: M = n_atoms. A query meets a cached vector in at most s loads of `lanes` floats, from
 /// the table q D; values are accumulated per atom and expanded by D once a step.
 class DictionaryCodec final : public Codec {
@@ -27,7 +31,10 @@ class DictionaryCodec final : public Codec {
 
     std::string describe() const override;
     size_t dim() const override { return dim_; }
-    size_t code_bytes() const override { return packing_.code_bytes(); }
+    size_t code_bytes() const override { return packing_.code_bytes() + (is_variable() ? 1 : 0); }
+    bool is_variable() const override { return !packings_.empty(); }
+    size_t length(const std::byte* code) const override;
+    size_t nonzeros_of(const std::byte* code) const override;
     size_t fixed_bytes() const override { return atoms_.size() * sizeof(uint16_t); }
     size_t space() const override { return n_atoms_; }
     size_t nonzeros() const override { return packing_.sparsity(); }
@@ -42,11 +49,15 @@ class DictionaryCodec final : public Codec {
     void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
 
   private:
+    template <typename Work>
+    void for_unpacked(const std::byte* codes, std::span<const uint16_t> rows, uint32_t scale, const Work& work) const;
+
     std::vector<uint16_t> atoms_;
     size_t n_atoms_;
     size_t dim_;
     DictionarySettings settings_;
-    Packing packing_;
+    Packing packing_;                // of the most nonzeros
+    std::vector<Packing> packings_;  // of 1, 2, ... nonzeros, where codes are variable
 };
 
 }  // namespace kvcodec

@@ -12,6 +12,7 @@
 
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
+#include "kvcodec/store/variable_block.h"
 
 namespace kvcodec {
 namespace {
@@ -283,6 +284,89 @@ constexpr auto kSigned4 = CoefficientFormat::kSigned4;
 constexpr auto kFp8 = CoefficientFormat::kFp8;
 constexpr auto kPacked = CodeLayout::kPacked;
 constexpr auto kPublished = CodeLayout::kPublished;
+
+/// Codes of rows, as a cache keeps those of variable length.
+VariableBlock block_of(const Codec& codec, const std::vector<float>& x) {
+    const size_t n = x.size() / codec.dim();
+    std::vector<std::byte> codes(n * codec.code_bytes());
+    codec.encode(x.data(), n, codes.data());
+    VariableBlock block;
+    for (size_t row = n; row-- > 0;) {  // the order does not matter
+        const std::byte* code = &codes[row * codec.code_bytes()];
+        block.put(row, {code, codec.length(code)});
+    }
+    return block;
+}
+
+TEST(DictionaryCodecOfVariableLength, RowsHaveWhatTheThresholdAsksFor) {
+    constexpr size_t kDim = 64, kAtoms = 256, kRows = 60, kLanes = 8;
+    std::mt19937 rng(9);
+    const std::vector<uint16_t> atoms = random_atoms(kAtoms, kDim, rng);
+    std::vector<float> x = random_vector(kRows * kDim, rng);
+    std::fill_n(x.begin(), kDim, 0.0F);
+    for (size_t i = 0; i < kDim; ++i) {  // one atom is enough for the second row
+        x[kDim + i] = 3.0F * half_to_float(atoms[7 * kDim + i]);
+    }
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        for (const CoefficientFormat format : {CoefficientFormat::kSigned4, CoefficientFormat::kFp8}) {
+            const DictionaryCodec codec(atoms, kAtoms, kDim, kLevels, {{32, 0.5F}, format, CodeLayout::kPacked});
+            ASSERT_TRUE(codec.is_variable());
+            const VariableBlock block = block_of(codec, x);
+            size_t bytes = 0;
+            for (size_t row = 0; row < kRows; ++row) {
+                const auto code = block.code(row);
+                const size_t count = codec.nonzeros_of(code.data());
+                ASSERT_EQ(code.size(), codec.length(code.data()));
+                ASSERT_EQ(code.size(),
+                          count == 0 ? 1 : 1 + Packing::code_bytes(kAtoms, count, format, CodeLayout::kPacked));
+                bytes += code.size();
+            }
+            EXPECT_EQ(codec.nonzeros_of(block.code(0).data()), 0U);
+            EXPECT_EQ(codec.nonzeros_of(block.code(1).data()), 1U);
+            EXPECT_LT(bytes, kRows * codec.code_bytes() * 3 / 4);
+
+            std::vector<float> decoded(kRows * kDim), part(7 * kDim);
+            codec.decode(block.data(), 0, kRows, decoded.data());
+            codec.decode(block.data(), 31, 7, part.data());
+            EXPECT_TRUE(std::equal(part.begin(), part.end(), decoded.begin() + 31 * kDim));
+            for (size_t row = 0; row < kRows; ++row) {
+                double miss = 0.0, energy = 0.0;
+                for (size_t i = row * kDim; i < (row + 1) * kDim; ++i) {
+                    miss += (double{x[i]} - decoded[i]) * (double{x[i]} - decoded[i]);
+                    energy += double{x[i]} * x[i];
+                }
+                EXPECT_LE(std::sqrt(miss), 0.56 * std::sqrt(energy)) << "row " << row;  // 4 bits add a little
+            }
+
+            std::vector<uint16_t> rows = {59, 0, 1, 17, 17, 30};
+            const std::vector<float> q = random_vector(kLanes * kDim, rng),
+                                     p = random_vector(rows.size() * kLanes, rng);
+            std::vector<float> table(kAtoms * kLanes), s(rows.size() * kLanes), acc(kAtoms * kLanes),
+                out(kLanes * kDim);
+            codec.prepare(q.data(), kLanes, 0, kAtoms, table.data());
+            codec.score(table.data(), kLanes, block.data(), rows, s.data());
+            codec.accumulate(p.data(), kLanes, block.data(), rows, acc.data());
+            codec.finish(acc.data(), kLanes, 0, kDim, out.data());
+            for (size_t lane = 0; lane < kLanes; ++lane) {
+                std::vector<double> sum(kDim);
+                for (size_t i = 0; i < rows.size(); ++i) {
+                    double product = 0.0;
+                    for (size_t j = 0; j < kDim; ++j) {
+                        product += double{q[lane * kDim + j]} * decoded[rows[i] * kDim + j];
+                        sum[j] += double{p[i * kLanes + lane]} * decoded[rows[i] * kDim + j];
+                    }
+                    ASSERT_NEAR(s[i * kLanes + lane], product, 2e-4);
+                }
+                for (size_t j = 0; j < kDim; ++j) {
+                    ASSERT_NEAR(out[lane * kDim + j], sum[j], 2e-4);
+                }
+            }
+        }
+    }
+    hwy::SetSupportedTargetsForTest(0);
+}
 
 INSTANTIATE_TEST_SUITE_P(Shapes, DictionaryCodecTest,
                          testing::Values(Shape{64, 255, 8, kSigned4, kPacked}, Shape{64, 33, 1, kFp8, kPacked},

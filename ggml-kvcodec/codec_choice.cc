@@ -160,7 +160,8 @@ CodecChoice::Choice CodecChoice::choose_baseline(const LayerGeometry& geometry) 
 CodecChoice::SideChoice CodecChoice::dictionary(Side side, const SideArtifact& trained, uint32_t s) const {
     const float unbias = options_.layout == CodeLayout::kPublished ? 0.0F : unbias_of(side);
     const float relative_error = side == Side::kK ? options_.relative_error_k : options_.relative_error_v;
-    const DictionarySettings settings{{s, relative_error}, options_.coefficients, options_.layout, unbias};
+    const DictionarySettings settings{
+        {s, relative_error}, options_.coefficients, options_.layout, unbias, options_.adaptive};
     // The error at the training sparsity is known; with fewer atoms it grows, but slower than with the root of the
     // ratio.
     const float ratio = static_cast<float>(artifact_->training_sparsity) / static_cast<float>(s);
@@ -263,7 +264,7 @@ CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry
             choose_side(Side::kK, geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k),
             choose_side(Side::kV, geometry.dim_v, trained ? &trained->v : nullptr, options_.s_v, options_.bits_v)};
     }
-    if (trained != nullptr) {
+    if (trained != nullptr && options_.adaptive == 0) {  // adaptive codecs belong to one cache
         made_[layer] = choice;
         for (SideArtifact* side : {&trained->k, &trained->v}) {  // the codecs have their own
             side->atoms = {};

@@ -789,7 +789,7 @@ void KvCache::clear() {
 size_t KvCache::fixed_bytes() const {
     size_t bytes = choice_->shared_bytes();
     for (const auto& [index, layer] : layers_) {
-        bytes += layer.state == Layer::State::kCompressed ? layer.fixed_bytes : 0;
+        bytes += layer.state == Layer::State::kCompressed ? layer.fixed_bytes + layer.store->adopted_bytes() : 0;
     }
     return bytes;
 }

@@ -212,6 +212,8 @@ constexpr Key kKeys[] = {
      [](Draft& d, std::string_view v) { return set_error(v, d.options.relative_error_k); }},
     {"relative_error_v", kErrors,
      [](Draft& d, std::string_view v) { return set_error(v, d.options.relative_error_v); }},
+    {"adaptive", "a whole number from 0 to 32768",
+     [](Draft& d, std::string_view v) { return set_number<uint32_t>(v, 0, 32768, d.options.adaptive); }},
     {"unbias_k", "a number from 0 to 1",
      [](Draft& d, std::string_view v) { return set_number<float>(v, 0.0F, 1.0F, d.options.unbias_k); }},
     {"unbias_v", "a number from 0 to 1",
@@ -260,6 +262,13 @@ void check_budget(const Options& options) {
     }
 }
 
+void check_adaptive(const Options& options) {
+    if (options.adaptive != 0 && (options.relative_error_k == 0.0F || options.relative_error_v == 0.0F ||
+                                  options.layout != CodeLayout::kPacked)) {
+        throw Error("KVCODEC: adaptive= adds what misses an error; give relative_error= too, and layout=packed");
+    }
+}
+
 /// The baselines come with the bits of their papers only.
 void check_bits(const Options& options) {
     const auto check = [&](std::string_view side, std::optional<uint32_t> bits) {
@@ -301,6 +310,7 @@ Options parse_options(std::string_view text) {
     }
     check_budget(draft.options);
     check_bits(draft.options);
+    check_adaptive(draft.options);
     const bool strict = draft.options.mode == Options::Mode::kStrict;
     const bool bare = strict || draft.options.evicts();
     if (bare && draft.window.value_or(0) != 0) {
@@ -360,6 +370,7 @@ std::string to_string(const Options& options) {
         put_error("relative_error_k", options.relative_error_k);
         put_error("relative_error_v", options.relative_error_v);
     }
+    put("adaptive", options.adaptive, options.adaptive != 0);
     put("unbias_k", options.unbias_k, options.unbias_k != defaults.unbias_k);
     put("unbias_v", options.unbias_v, options.unbias_v != defaults.unbias_v);
     put_name("mode", options.mode, Options::Mode::kLive, kModes);

@@ -65,17 +65,18 @@ struct Options {
     CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published
     std::vector<std::pair<uint32_t, uint32_t>> layers;  ///< layers=0-3+7: first to last, the others pass through; all
-    float relative_error_k = 0.0F;       ///< relative_error_k=, in [0, 1), or relative_error= for both: OMP stops early
-                                         ///< below it, rows get lengths of their own; 0 = off
-    float relative_error_v = 0.0F;       ///< relative_error_v=
-    float unbias_k = kUnbiasOfKeys;      ///< unbias_k=, in [0, 1]: how much of the codes' shrinkage is undone
-    float unbias_v = kUnbiasOfValues;    ///< unbias_v=
-    uint32_t window = 128;               ///< window=: a cell stays dense until as many queries have seen it
-    uint32_t sinks = 4;                  ///< sinks=: positions at the start that stay dense
-    Mode mode = Mode::kLive;             ///< mode=live|strict
-    Log log = Log::kInfo;                ///< log=quiet|info|debug
-    bool release = true;                 ///< release=on|off: give dense memory back to the system
-    int32_t crossover = -1;              ///< crossover=: attention in code space from that many cells; -1 = auto
+    float relative_error_k = 0.0F;     ///< relative_error_k=, in [0, 1), or relative_error= for both: OMP stops early
+                                       ///< below it, rows get lengths of their own; 0 = off
+    float relative_error_v = 0.0F;     ///< relative_error_v=
+    uint32_t adaptive = 0;             ///< adaptive=: vectors that miss the error become atoms, at most so many a side
+    float unbias_k = kUnbiasOfKeys;    ///< unbias_k=, in [0, 1]: how much of the codes' shrinkage is undone
+    float unbias_v = kUnbiasOfValues;  ///< unbias_v=
+    uint32_t window = 128;             ///< window=: a cell stays dense until as many queries have seen it
+    uint32_t sinks = 4;                ///< sinks=: positions at the start that stay dense
+    Mode mode = Mode::kLive;           ///< mode=live|strict
+    Log log = Log::kInfo;              ///< log=quiet|info|debug
+    bool release = true;               ///< release=on|off: give dense memory back to the system
+    int32_t crossover = -1;            ///< crossover=: attention in code space from that many cells; -1 = auto
     Prefill prefill = Prefill::kStream;  ///< prefill=stream|exact
     Measure measure = Measure::kOff;     ///< measure=off|error|time, for evaluation
 

@@ -42,13 +42,22 @@ class Codec {
     virtual size_t code_bytes() const = 0;
     /// Resident bytes that do not grow with tokens: atoms, tables.
     virtual size_t fixed_bytes() const = 0;
-    /// Whether codes have lengths of their own. encode() still writes them code_bytes() apart, but `codes` of all others
-    /// is a VariableBlock's data.
+    /// Whether codes have lengths of their own. encode() still writes them code_bytes() apart, but `codes` of all
+    /// others is a VariableBlock's data.
     virtual bool is_variable() const { return false; }
     /// Bytes of one code, at most code_bytes().
     virtual size_t length(const std::byte* /*code*/) const { return code_bytes(); }
     /// Elements of code space that one code touches, at most nonzeros().
     virtual size_t nonzeros_of(const std::byte* /*code*/) const { return nonzeros(); }
+    /// Adaptive codecs learn from the cache that they serve, one codec for one cache. encode() marks what it could not
+    /// code well enough; then, from one thread and while no other method runs, adopt() is called with that row and its
+    /// code, which it may replace by one of length(). forget() undoes all of it, when nothing is coded any more.
+    virtual bool is_adaptive() const { return false; }
+    virtual bool is_marked(const std::byte* /*code*/) const { return false; }
+    virtual void adopt(const float* /*x*/, std::byte* /*code*/) const {}
+    virtual void forget() const {}
+    /// Resident bytes of what was adopted.
+    virtual size_t adopted_bytes() const { return 0; }
     /// Rows that only make sense together, consecutive and aligned: a divisor of LayerStore::kBlock.
     virtual size_t group_rows() const { return 1; }
     /// Whether codes are of keys as they were before RoPE.

@@ -35,8 +35,8 @@ bool each_side_fits(const Artifact& artifact, const Options& options, double bud
 // Whether codec=auto is asked for what only the dictionary or fixed bits can give.
 bool asks_for_more(const Options& options) {
     const Options defaults;
-    return options.s_k || options.s_v || options.bits_k || options.bits_v ||
-           options.relative_error_k != 0.0F || options.relative_error_v != 0.0F || options.coefficients != defaults.coefficients ||
+    return options.s_k || options.s_v || options.bits_k || options.bits_v || options.relative_error_k != 0.0F ||
+           options.relative_error_v != 0.0F || options.coefficients != defaults.coefficients ||
            options.layout != defaults.layout;
 }
 

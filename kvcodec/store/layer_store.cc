@@ -243,6 +243,10 @@ void LayerStore::clear() {
     n_emptied_ = 0;
     codes_k_.release(0, codes_k_.size());
     codes_v_.release(0, codes_v_.size());
+    if (has_codecs()) {
+        codecs_.k->forget();
+        codecs_.v->forget();
+    }
     std::ranges::for_each(variable_k_, &VariableBlock::clear);
     std::ranges::for_each(variable_v_, &VariableBlock::clear);
 }
@@ -291,6 +295,17 @@ void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cel
             variable_block(side, cells[i], head).put(cells[i] % kBlock, {from, codec(side).length(from)});
         } else {
             std::memcpy(code(side, cells[i], head), from, code_bytes);
+        }
+    }
+}
+
+// Lets an adaptive codec learn from the rows that it could not code well enough.
+void LayerStore::adopt_marked(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
+                              std::vector<std::byte>& codes) const {
+    for (size_t i = 0; i < cells.size(); ++i) {
+        std::byte* code = &codes[i * codec(side).code_bytes()];
+        if (codec(side, head).is_marked(code)) {
+            codec(side, head).adopt(residuals(side, head, cells.subspan(i, 1), positions).data(), code);
         }
     }
 }
@@ -380,9 +395,14 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
             }
         }
     });
-    for (size_t i = 0; i < n_tasks; ++i) {
-        if (!waiting[i].empty()) {
-            put_codes(task_of(i).side, task_of(i).head, task_of(i).cells, waiting[i]);
+    // Head by head, so that what is adopted does not depend on the number of threads.
+    for (size_t of_head = 0; of_head < 2 * n_heads; ++of_head) {
+        for (size_t i = of_head; i < n_tasks; i += 2 * n_heads) {
+            if (!waiting[i].empty()) {
+                const Task task = task_of(i);
+                adopt_marked(task.side, task.head, task.cells, positions, waiting[i]);
+                put_codes(task.side, task.head, task.cells, waiting[i]);
+            }
         }
     }
     for (const uint32_t cell : cells) {

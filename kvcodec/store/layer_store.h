@@ -156,6 +156,8 @@ class LayerStore {
     /// The same where codes have lengths of their own: the mean of those that were written, with their places in the
     /// blocks; before any was, of the longest.
     double mean_bytes_per_token() const;
+    /// Resident bytes of what the codecs have learned from this cache.
+    size_t adopted_bytes() const { return has_codecs() ? codecs_.k->adopted_bytes() + codecs_.v->adopted_bytes() : 0; }
     /// Mean elements of code space that a code of one side touches; nothing before any is coded.
     std::optional<double> mean_nonzeros(Side side) const;
     /// The part of it that codes use when this share of rows is salient.
@@ -179,6 +181,8 @@ class LayerStore {
     std::vector<std::byte> encode_side(Side side, size_t head, std::span<const uint32_t> cells,
                                        const int32_t* positions, const uint8_t* salient) const;
     void put_codes(Side side, size_t head, std::span<const uint32_t> cells, const std::vector<std::byte>& codes);
+    void adopt_marked(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
+                      std::vector<std::byte>& codes) const;
     VariableBlock& variable_block(Side side, size_t cell, size_t head) {
         return (side == Side::kK ? variable_k_ : variable_v_)[cell / kBlock * geometry_.n_head_kv + head];
     }

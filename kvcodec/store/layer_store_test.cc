@@ -544,12 +544,17 @@ class VariableStoreTest : public LayerStoreTest {
             std::ranges::transform(atom, std::back_inserter(atoms), [&](float v) { return float_to_half(v / norm); });
         }
         constexpr std::array<float, Packing::kLevels> kLevels = {0.08F, 0.17F, 0.27F, 0.38F, 0.5F, 0.64F, 0.8F, 1.0F};
-        const DictionarySettings settings{{32, 0.4F}, CoefficientFormat::kSigned4, CodeLayout::kPacked};
+        DictionarySettings settings{{32, 0.4F}, CoefficientFormat::kSigned4, CodeLayout::kPacked};
         variable_ = std::make_shared<DictionaryCodec>(atoms, kAtoms, kGeometry.dim_k, kLevels, settings);
+        settings.omp.sparsity = 4;  // hardly ever enough
+        settings.adaptive_atoms = kAdaptive;
+        adaptive_ = std::make_shared<DictionaryCodec>(atoms, kAtoms, kGeometry.dim_k, kLevels, settings);
         store_.set_codecs(kGeometry, {variable_, v_codec_, {}, {}, rope_});
     }
 
+    static constexpr size_t kAdaptive = 100;
     std::shared_ptr<const Codec> variable_;
+    std::shared_ptr<const Codec> adaptive_;
 };
 
 TEST_F(VariableStoreTest, RowsSurviveOthers) {
@@ -611,6 +616,51 @@ TEST_F(VariableStoreTest, RowsSurviveOthers) {
     write(21);
     encode({21});
     EXPECT_EQ(store_.coded_cells(), 1U);
+}
+
+TEST_F(VariableStoreTest, WhatMissesTheThresholdBecomesAnAtom) {
+    store_.set_codecs(kGeometry, {adaptive_, v_codec_, {}, {}, rope_});
+    std::vector<std::vector<uint16_t>> once;
+    for (const size_t threads : {1, 3}) {
+        store_.clear();
+        EXPECT_EQ(store_.adopted_bytes(), 0U);
+        rng_.seed(5);
+        std::vector<uint32_t> cells(60);
+        std::iota(cells.begin(), cells.end(), 0U);
+        std::vector<std::vector<uint16_t>> before, after;
+        for (const uint32_t cell : cells) {
+            write(cell);
+            before.push_back(read(Side::kK, cell));
+        }
+        const std::unique_ptr<Team> team = make_parked_team(threads);
+        store_.encode(std::span(cells).first(30), positions_.data(), *team);  // 90 rows: room for all
+        EXPECT_EQ(store_.adopted_bytes(), 90 * kGeometry.dim_k * sizeof(uint16_t));
+        for (size_t i = 0; i < 30; ++i) {
+            EXPECT_LT(relative_error(before[i], read(Side::kK, cells[i])), 0.002) << i;
+        }
+        store_.encode(std::span(cells).subspan(30), positions_.data(), *team);
+        EXPECT_EQ(store_.adopted_bytes(), kAdaptive * kGeometry.dim_k * sizeof(uint16_t));
+        EXPECT_GT(relative_error(before[59], read(Side::kK, cells[59])), 0.05);  // as good as four atoms are
+        for (const uint32_t cell : cells) {
+            after.push_back(read(Side::kK, cell));
+        }
+        EXPECT_TRUE(once.empty() || once == after) << "threads change the result";
+        once = after;
+        // A row that was seen before is found among the atoms, and attention in code space sees them, too.
+        store_.write_half(Side::kK, 100, before[3].data());
+        store_.write_half(Side::kV, 100, before[3].data());
+        encode({100});
+        EXPECT_LT(relative_error(before[3], read(Side::kK, 100)), 0.002);
+        std::vector<float> q(4 * kGeometry.dim_k, 1.0F), table(adaptive_->space() * 4), s(4);
+        adaptive_->prepare(q.data(), 4, 0, adaptive_->space(), table.data());
+        const uint16_t row = 100 % kBlock;
+        adaptive_->score(table.data(), 4, store_.codes(Side::kK, 100 / kBlock, 0), {&row, 1}, s.data());
+        double expected = 0.0;
+        for (size_t i = 0; i < kGeometry.dim_k; ++i) {
+            expected += half_to_float(before[3][i]);
+        }
+        EXPECT_NEAR(s[0], expected, 0.3);
+    }
 }
 
 TEST_F(LayerStoreTest, SingleCellsAreCompleteGroups) {

@@ -259,6 +259,9 @@ float gain_of(const float* x, size_t dim, float residual_energy, float unbias) {
     return usable ? unbias_gain(std::min(kMostLoss, residual_energy / energy), unbias) : 1.0F;
 }
 
+// Of the count of a variable code: the row missed the threshold.
+constexpr std::byte kMark{0x80};
+
 // Rows unpacked at a time: their nonzeros stay in the first-level cache.
 constexpr size_t kChunkRows = 64;
 
@@ -286,21 +289,44 @@ float* float_scratch(size_t size) {
 
 }  // namespace
 
-DictionaryCodec::DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, size_t dim, std::span<const float> levels,
-                                 const DictionarySettings& settings)
-    : atoms_(std::move(atoms)),
+DictionaryCodec::DictionaryCodec(std::span<const uint16_t> atoms, size_t n_atoms, size_t dim,
+                                 std::span<const float> levels, const DictionarySettings& settings)
+    : extension_(std::make_unique<Extension>()),
       n_atoms_(n_atoms),
       dim_(dim),
       settings_(settings),
-      packing_(n_atoms, settings.omp.sparsity, settings.format, settings.layout, levels) {
+      packing_(n_atoms + settings.adaptive_atoms, settings.omp.sparsity, settings.format, settings.layout, levels) {
     if (settings.omp.sparsity < 1 || settings.omp.sparsity > kMaxSparsity) {
         throw Error(fmt::format("sparsity {} is out of range; choose 1 to {}", settings.omp.sparsity, kMaxSparsity));
     }
-    if (settings.omp.relative_error > 0.0F && settings.layout == CodeLayout::kPacked) {
-        for (size_t count = 1; count <= settings.omp.sparsity; ++count) {
-            packings_.emplace_back(n_atoms, count, settings.format, settings.layout, levels);
-        }
+    const bool variable = settings.omp.relative_error > 0.0F && settings.layout == CodeLayout::kPacked;
+    if (settings.adaptive_atoms != 0 && (!variable || n_atoms + settings.adaptive_atoms > kMaxAtoms)) {
+        throw Error(fmt::format("adaptive atoms need an error threshold, the packed layout and at most {} atoms in all",
+                                kMaxAtoms));
     }
+    extension_->atoms.reset(new uint16_t[(n_atoms + settings.adaptive_atoms) * dim]);
+    std::copy_n(atoms.begin(), n_atoms * dim, extension_->atoms.get());
+    for (size_t count = 1; variable && count <= settings.omp.sparsity; ++count) {
+        packings_.emplace_back(n_atoms + settings.adaptive_atoms, count, settings.format, settings.layout, levels);
+    }
+}
+
+bool DictionaryCodec::is_marked(const std::byte* code) const {
+    return is_adaptive() && (code[0] & kMark) != std::byte{0};
+}
+
+void DictionaryCodec::adopt(const float* x, std::byte* code) const {
+    code[0] &= ~kMark;
+    const auto norm = static_cast<float>(std::sqrt(std::inner_product(x, x + dim_, x, 0.0)));
+    if (extension_->n_adopted == settings_.adaptive_atoms || !(norm > 0.0F) || !std::isfinite(norm)) {
+        return;
+    }
+    const auto index = static_cast<uint16_t>(n_used());
+    std::transform(x, x + dim_, extension_->atoms.get() + index * dim_,
+                   [norm](float v) { return float_to_half(v / norm); });
+    ++extension_->n_adopted;
+    code[0] = std::byte{1};
+    packings_[0].pack(&index, &norm, 1, code + 1);
 }
 
 size_t DictionaryCodec::length(const std::byte* code) const {
@@ -309,30 +335,31 @@ size_t DictionaryCodec::length(const std::byte* code) const {
 }
 
 size_t DictionaryCodec::nonzeros_of(const std::byte* code) const {
-    return is_variable() ? std::min(static_cast<size_t>(code[0]), packings_.size()) : nonzeros();
+    return is_variable() ? std::min(static_cast<size_t>(code[0] & ~kMark), packings_.size()) : nonzeros();
 }
 
 std::string DictionaryCodec::describe() const {
     const char* format = settings_.layout == CodeLayout::kPublished        ? "published layout"
                          : settings_.format == CoefficientFormat::kSigned4 ? "4-bit coefficients"
                                                                            : "fp8 coefficients";
+    const std::string more = is_adaptive() ? fmt::format("+{}", settings_.adaptive_atoms) : "";
     return settings_.omp.relative_error > 0.0F
-               ? fmt::format("dictionary N={} s<={} to an error of {:.3g}, {}", n_atoms_, settings_.omp.sparsity,
-                             settings_.omp.relative_error, format)
+               ? fmt::format("dictionary N={}{} s<={} to an error of {:.3g}, {}", n_atoms_, more,
+                             settings_.omp.sparsity, settings_.omp.relative_error, format)
                : fmt::format("dictionary N={} s={}, {}", n_atoms_, settings_.omp.sparsity, format);
 }
 
 void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
     const size_t sparsity = settings_.omp.sparsity;
     thread_local std::vector<float> wide;
-    wide.resize(n_atoms_ * dim_);
-    HWY_DYNAMIC_DISPATCH(widen_atoms)(atoms_.data(), n_atoms_ * dim_, wide.data());
+    wide.resize(n_used() * dim_);
+    HWY_DYNAMIC_DISPATCH(widen_atoms)(atoms(), n_used() * dim_, wide.data());
     std::vector<uint16_t> index(n * sparsity);
     std::vector<float> coefficient(n * sparsity);
     std::vector<uint8_t> count(n);
     std::vector<float> residual(n);
     std::vector<float> factor(n * sparsity * sparsity);
-    omp_encode(wide.data(), n_atoms_, dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
+    omp_encode(wide.data(), n_used(), dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
                residual.data(), factor.data());
     for (size_t i = 0; i < n; ++i) {
         const float gain = gain_of(x + i * dim_, dim_, residual[i], settings_.unbias);
@@ -342,7 +369,10 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
         std::byte* code = codes + i * code_bytes();
         const Packing* packing = &packing_;
         if (is_variable()) {
-            *code++ = static_cast<std::byte>(count[i]);
+            const double energy = std::inner_product(x + i * dim_, x + (i + 1) * dim_, x + i * dim_, 0.0);
+            const auto threshold = static_cast<double>(settings_.omp.relative_error);
+            const bool missed = is_adaptive() && static_cast<double>(residual[i]) > threshold * threshold * energy;
+            *code++ = static_cast<std::byte>(count[i]) | (missed ? kMark : std::byte{0});
             if (count[i] == 0) {
                 continue;
             }
@@ -393,7 +423,7 @@ void DictionaryCodec::decode(const std::byte* codes, size_t first, size_t n, flo
     for_unpacked(codes, rows, static_cast<uint32_t>(dim_),
                  [&](const Packing& packing, size_t begin, size_t size, const Unpacked& scratch) {
                      HWY_DYNAMIC_DISPATCH(decode_rows)
-                     (atoms_.data(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing.stride(),
+                     (atoms(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing.stride(),
                       packing.sparsity(), size, x + begin * dim_);
                  });
 }
@@ -408,9 +438,10 @@ void DictionaryCodec::prepare(const float* q, size_t lanes, size_t begin, size_t
             transposed[i * lanes + lane] = q[lane * dim_ + i];
         }
     }
-    for (size_t first = begin; first < end; first += kAtomsAtOnce) {
+    const size_t used_end = std::min(end, n_used());
+    for (size_t first = begin; first < used_end; first += kAtomsAtOnce) {
         HWY_DYNAMIC_DISPATCH(prepare_table)
-        (atoms_.data() + first * dim_, std::min(kAtomsAtOnce, end - first), dim_, transposed, lanes, wide,
+        (atoms() + first * dim_, std::min(kAtomsAtOnce, used_end - first), dim_, transposed, lanes, wide,
          table + first * lanes);
     }
 }
@@ -436,7 +467,7 @@ void DictionaryCodec::accumulate(const float* p, size_t lanes, const std::byte* 
 }
 
 void DictionaryCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
-    HWY_DYNAMIC_DISPATCH(finish_rows)(atoms_.data(), n_atoms_, dim_, acc, lanes, begin, end, out);
+    HWY_DYNAMIC_DISPATCH(finish_rows)(atoms(), n_used(), dim_, acc, lanes, begin, end, out);
 }
 
 }  // namespace kvcodec

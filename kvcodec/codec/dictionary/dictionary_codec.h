@@ -1,6 +1,7 @@
 // The dictionary codec (KV-Dict / Lexico, arXiv 2412.08890): a vector is a sparse combination of atoms.
 #pragma once
 
+#include <memory>
 #include <span>
 #include <vector>
 
@@ -15,18 +16,23 @@ struct DictionarySettings {
     CoefficientFormat format = CoefficientFormat::kSigned4;
     CodeLayout layout = CodeLayout::kPacked;
     float unbias = 0.0F;  ///< see shrinkage.h; each vector's own loss decides on its gain
+    /// Vectors that miss the error threshold with all of omp.sparsity atoms become atoms themselves, at most so many
+    /// (Lexico's adaptive dictionary). 0: none. Needs a threshold and the packed layout.
+    size_t adaptive_atoms = 0;
 };
 
 /// Codes have as many nonzeros as the error threshold asks for where there is one (omp.relative_error), and lengths
 /// that follow: one byte for the count, then a packed code for so many. Without, or in the published layout, all have
 /// the same length.
 ///
-/// Code space is the dictionary: M = n_atoms. A query meets a cached vector in at most s loads of `lanes` floats, from
-/// the table q D; values are accumulated per atom and expanded by D once a step.
+/// Atoms that were adopted belong to this codec, and with it to one cache.
+///
+/// Code space is the dictionary: M = n_atoms and those that may be adopted. A query meets a cached vector in at most s
+/// loads of `lanes` floats, from the table q D; values are accumulated per atom and expanded by D once a step.
 class DictionaryCodec final : public Codec {
   public:
     /// atoms: half precision [n_atoms, dim], unit L2 norm; levels: see Packing.
-    DictionaryCodec(std::vector<uint16_t> atoms, size_t n_atoms, size_t dim, std::span<const float> levels,
+    DictionaryCodec(std::span<const uint16_t> atoms, size_t n_atoms, size_t dim, std::span<const float> levels,
                     const DictionarySettings& settings);
 
     std::string describe() const override;
@@ -35,8 +41,13 @@ class DictionaryCodec final : public Codec {
     bool is_variable() const override { return !packings_.empty(); }
     size_t length(const std::byte* code) const override;
     size_t nonzeros_of(const std::byte* code) const override;
-    size_t fixed_bytes() const override { return atoms_.size() * sizeof(uint16_t); }
-    size_t space() const override { return n_atoms_; }
+    bool is_adaptive() const override { return settings_.adaptive_atoms != 0; }
+    bool is_marked(const std::byte* code) const override;
+    void adopt(const float* x, std::byte* code) const override;
+    void forget() const override { extension_->n_adopted = 0; }
+    size_t adopted_bytes() const override { return extension_->n_adopted * dim_ * sizeof(uint16_t); }
+    size_t fixed_bytes() const override { return n_atoms_ * dim_ * sizeof(uint16_t); }
+    size_t space() const override { return n_atoms_ + settings_.adaptive_atoms; }
     size_t nonzeros() const override { return packing_.sparsity(); }
 
     void encode(const float* x, size_t n, std::byte* codes) const override;
@@ -52,7 +63,16 @@ class DictionaryCodec final : public Codec {
     template <typename Work>
     void for_unpacked(const std::byte* codes, std::span<const uint16_t> rows, uint32_t scale, const Work& work) const;
 
-    std::vector<uint16_t> atoms_;
+    /// Atoms in use: the dictionary's and those adopted.
+    size_t n_used() const { return n_atoms_ + extension_->n_adopted; }
+    const uint16_t* atoms() const { return extension_->atoms.get(); }
+
+    /// Adopted atoms follow the dictionary's in one array, so that kernels need not tell them apart.
+    struct Extension {
+        std::unique_ptr<uint16_t[]> atoms;  // [n_atoms + adaptive_atoms, dim]; untouched memory costs nothing
+        size_t n_adopted = 0;
+    };
+    std::unique_ptr<Extension> extension_;
     size_t n_atoms_;
     size_t dim_;
     DictionarySettings settings_;

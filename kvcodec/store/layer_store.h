@@ -13,9 +13,9 @@
 #include "kvcodec/codec/codec.h"
 #include "kvcodec/codec/mean/rotating_mean.h"
 #include "kvcodec/codec/rope.h"
+#include "kvcodec/codec/variable_block.h"
 #include "kvcodec/store/dense_pool.h"
 #include "kvcodec/store/reservation.h"
-#include "kvcodec/store/variable_block.h"
 #include "kvcodec/threads.h"
 
 namespace kvcodec {

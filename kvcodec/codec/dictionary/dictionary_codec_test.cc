@@ -10,9 +10,9 @@
 #include <string>
 #include <vector>
 
+#include "kvcodec/codec/variable_block.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
-#include "kvcodec/store/variable_block.h"
 
 namespace kvcodec {
 namespace {

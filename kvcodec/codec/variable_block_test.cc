@@ -1,4 +1,4 @@
-#include "kvcodec/store/variable_block.h"
+#include "kvcodec/codec/variable_block.h"
 
 #include <gtest/gtest.h>
 

@@ -233,8 +233,8 @@ void add_run_command(CLI::App& app, std::vector<std::string> program) {
                         "Size of the codes: a share of the f16 cache such as 20%, bytes of a token such as 2.5KiB, or "
                         "of the whole cache at so many tokens such as 1GiB@32768");
     command->add_option("--codec", options->codec,
-                        "auto, dictionary, scalar, none, or a baseline: token, kivi, turboquant, zipcache, h2o, "
-                        "snapkv, pyramidkv");
+                        "auto, scalar, transform, dictionary, none, or a baseline: token, kivi, turboquant, zipcache, "
+                        "h2o, snapkv, pyramidkv");
     command->add_option("--window", options->window, "Recent tokens kept dense");
     command->add_option("--sinks", options->sinks, "First tokens kept dense");
     command->add_option("--mode", options->mode, "live, or strict: everything is read through its code");

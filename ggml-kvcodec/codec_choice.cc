@@ -14,6 +14,7 @@
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
+#include "kvcodec/codec/variable_block.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 
@@ -159,16 +160,19 @@ CodecChoice::Choice CodecChoice::choose_baseline(const LayerGeometry& geometry) 
 
 CodecChoice::SideChoice CodecChoice::dictionary(Side side, const SideArtifact& trained, uint32_t s) const {
     const float unbias = options_.layout == CodeLayout::kPublished ? 0.0F : unbias_of(side);
-    const float relative_error = side == Side::kK ? options_.relative_error_k : options_.relative_error_v;
+    const float threshold = relative_error(side);
     const DictionarySettings settings{
-        {s, relative_error}, options_.coefficients, options_.layout, unbias, options_.adaptive};
+        {s, threshold}, options_.coefficients, options_.layout, unbias, options_.adaptive};
     // The error at the training sparsity is known; with fewer atoms it grows, but slower than with the root of the
     // ratio.
     const float ratio = static_cast<float>(artifact_->training_sparsity) / static_cast<float>(s);
+    const float expected = trained.heldout_error * std::max(1.0F, std::sqrt(ratio));
+    // What stops at the threshold has that error, and more with its shrinkage undone.
+    const float asked = threshold / std::sqrt(1.0F - threshold * threshold);
     return {
         std::make_shared<const DictionaryCodec>(trained.atoms, trained.n_atoms, trained.dim, trained.levels, settings),
         {},
-        std::min(1.0F, trained.heldout_error * std::max(1.0F, std::sqrt(ratio)))};
+        std::min(1.0F, std::max(expected, asked))};
 }
 
 CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const SideArtifact* trained,
@@ -181,15 +185,18 @@ CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const Si
     if (trained == nullptr || only_scalar) {
         return scalar(trained == nullptr && !only_scalar ? kFewestBitsUntrained : ScalarCodec::kBits.front());
     }
-    if (!may_take_dictionary(dim, s, bits)) {
+    if (!may_take_dictionary(side, dim, s, bits)) {
         return scalar(ScalarCodec::kBits.front());
     }
     if (s) {
         return dictionary(side, *trained, *s);
     }
+    const bool variable = relative_error(side) > 0.0F && options_.layout == CodeLayout::kPacked;
+    const auto bytes_beside = variable ? static_cast<size_t>(std::ceil(1 + VariableBlock::kBytesBesideCode)) : 0;
     uint32_t largest = 1;
     for (uint32_t candidate = 1; candidate <= std::min<size_t>(kMaxSparsity, dim); ++candidate) {
-        if (fits_budget(Packing::code_bytes(trained->n_atoms, candidate, options_.coefficients, options_.layout),
+        if (fits_budget(bytes_beside + Packing::code_bytes(trained->n_atoms + options_.adaptive, candidate,
+                                                           options_.coefficients, options_.layout),
                         budget_, dim)) {
             largest = candidate;
         }
@@ -198,10 +205,11 @@ CodecChoice::SideChoice CodecChoice::choose_side(Side side, size_t dim, const Si
 }
 
 // Whether a side of a layer without transform may be coded by its dictionary.
-bool CodecChoice::may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const {
+bool CodecChoice::may_take_dictionary(Side side, size_t dim, std::optional<uint32_t> s,
+                                      std::optional<uint32_t> bits) const {
     return options_.codec == Options::CodecChoice::kDictionary ||
            (options_.codec == Options::CodecChoice::kAuto &&
-            (s || (!bits && !fits_budget(ScalarCodec::bytes_of(dim, 2), budget_, dim))));
+            (s || relative_error(side) > 0.0F || (!bits && !fits_budget(ScalarCodec::bytes_of(dim, 2), budget_, dim))));
 }
 
 // Settles the budget and what it is spent on, once: contexts with the same options have the same codecs.
@@ -230,8 +238,9 @@ void CodecChoice::drop_unused(Artifact& artifact) const {
                 side->basis = {};
                 side->variance = {};
             }
-            if (plan != nullptr || !may_take_dictionary(side->dim, is_k ? options_.s_k : options_.s_v,
-                                                        is_k ? options_.bits_k : options_.bits_v)) {
+            if (plan != nullptr ||
+                !may_take_dictionary(is_k ? Side::kK : Side::kV, side->dim, is_k ? options_.s_k : options_.s_v,
+                                     is_k ? options_.bits_k : options_.bits_v)) {
                 side->atoms = {};
             }
         }

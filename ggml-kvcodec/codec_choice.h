@@ -82,7 +82,10 @@ class CodecChoice {
     LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope, LayerArtifact* trained);
     void plan(const LayerFacts& facts);
     float unbias_of(Side side) const { return side == Side::kK ? options_.unbias_k : options_.unbias_v; }
-    bool may_take_dictionary(size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;
+    float relative_error(Side side) const {
+        return side == Side::kK ? options_.relative_error_k : options_.relative_error_v;
+    }
+    bool may_take_dictionary(Side side, size_t dim, std::optional<uint32_t> s, std::optional<uint32_t> bits) const;
     void drop_unused(Artifact& artifact) const;
     SideChoice dictionary(Side side, const SideArtifact& trained, uint32_t s) const;
     std::shared_ptr<const RopeTables> tables(const Rope& rope);

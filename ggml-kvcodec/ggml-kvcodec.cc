@@ -190,7 +190,12 @@ void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, 
 bool buffer_cpy_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* src, ggml_tensor* dst) {
     KvCache& cache = context_of(buffer).cache;
     if (cache.compressed_layer_of(dst) != nullptr || cache.compressed_layer_of(src) != nullptr) {
-        return cache.copy(src, dst);
+        try {
+            return cache.copy(src, dst);
+        } catch (const std::exception& error) {
+            log_line(GGML_LOG_LEVEL_ERROR, error.what());
+            return false;
+        }
     }
     const ggml_backend_buffer_t from = src->view_src != nullptr ? src->view_src->buffer : src->buffer;
     if (from == buffer || ggml_backend_buffer_is_host(from)) {

@@ -910,12 +910,19 @@ void KvCache::report_load() {
 }
 
 void KvCache::add_nonzeros(const LayerStore& store, Totals& totals) {
-    const bool variable = store.has_codecs() && (store.codecs().k->is_variable() || store.codecs().v->is_variable());
-    if (variable && store.coded_cells() != 0) {
-        totals.nonzeros_k += store.mean_nonzeros(Side::kK).value_or(0);
-        totals.nonzeros_v += store.mean_nonzeros(Side::kV).value_or(0);
-        ++totals.variable_layers;
+    if (!store.has_codecs() || store.coded_cells() == 0) {
+        return;
     }
+    for (const Side side : {Side::kK, Side::kV}) {
+        const bool is_k = side == Side::kK;
+        if ((is_k ? *store.codecs().k : *store.codecs().v).is_variable()) {
+            (is_k ? totals.nonzeros_k : totals.nonzeros_v).add(store.mean_nonzeros(side).value_or(0));
+        }
+    }
+}
+
+std::string KvCache::Totals::Mean::text(const char* of) const {
+    return n == 0 ? "" : fmt::format("; {:.1f} atoms {}", sum / static_cast<double>(n), of);
 }
 
 KvCache::Totals KvCache::totals() const {
@@ -953,10 +960,7 @@ void KvCache::report_end() {
         100.0 * static_cast<double>(counters_.pairs_coded) / static_cast<double>(counters_.pairs),
         static_cast<double>(counters_.encode_us) / 1e3, static_cast<double>(counters_.attention_us) / 1e3,
         counters_.code_space_calls, counters_.block_calls, sum.rows_rebuilt,
-        sum.variable_layers == 0 ? ""
-                                 : fmt::format("; {:.1f} atoms a key, {:.1f} a value",
-                                               sum.nonzeros_k / static_cast<double>(sum.variable_layers),
-                                               sum.nonzeros_v / static_cast<double>(sum.variable_layers)));
+        sum.nonzeros_k.text("a key") + sum.nonzeros_v.text("a value"));
 }
 
 std::string KvCache::report_json() const {

@@ -122,9 +122,16 @@ class KvCache {
         size_t dense_cells = 0;
         size_t compressed_layers = 0;
         uint64_t rows_rebuilt = 0;
-        size_t variable_layers = 0;  // whose codes have lengths of their own
-        double nonzeros_k = 0;       // mean of each of these, summed
-        double nonzeros_v = 0;
+        struct Mean {  // over the layers whose codes have lengths of their own
+            double sum = 0;
+            size_t n = 0;
+            void add(double value) {
+                sum += value;
+                ++n;
+            }
+            std::string text(const char* of) const;
+        };
+        Mean nonzeros_k, nonzeros_v;
     };
     static void add_nonzeros(const LayerStore& store, Totals& totals);
     Totals totals() const;

@@ -262,7 +262,13 @@ void check_budget(const Options& options) {
     }
 }
 
-void check_adaptive(const Options& options) {
+void check_thresholds(const Options& options) {
+    const bool any = options.relative_error_k != 0.0F || options.relative_error_v != 0.0F;
+    if (any && options.codec != Options::CodecChoice::kDictionary && options.codec != Options::CodecChoice::kAuto &&
+        options.codec != Options::CodecChoice::kNone) {
+        throw Error(fmt::format("KVCODEC: relative_error= is of the dictionary, not of codec={}; leave one of them out",
+                                name_of<Options::CodecChoice>(kCodecs, options.codec)));
+    }
     if (options.adaptive != 0 && (options.relative_error_k == 0.0F || options.relative_error_v == 0.0F ||
                                   options.layout != CodeLayout::kPacked)) {
         throw Error("KVCODEC: adaptive= adds what misses an error; give relative_error= too, and layout=packed");
@@ -310,7 +316,7 @@ Options parse_options(std::string_view text) {
     }
     check_budget(draft.options);
     check_bits(draft.options);
-    check_adaptive(draft.options);
+    check_thresholds(draft.options);
     const bool strict = draft.options.mode == Options::Mode::kStrict;
     const bool bare = strict || draft.options.evicts();
     if (bare && draft.window.value_or(0) != 0) {

@@ -68,7 +68,7 @@ struct Options {
     float relative_error_k = 0.0F;     ///< relative_error_k=, in [0, 1), or relative_error= for both: OMP stops early
                                        ///< below it, rows get lengths of their own; 0 = off
     float relative_error_v = 0.0F;     ///< relative_error_v=
-    uint32_t adaptive = 0;             ///< adaptive=: vectors that miss the error become atoms, at most so many a side
+    uint32_t adaptive = 0;             ///< adaptive=: vectors that miss the error become atoms, so many a layer's side
     float unbias_k = kUnbiasOfKeys;    ///< unbias_k=, in [0, 1]: how much of the codes' shrinkage is undone
     float unbias_v = kUnbiasOfValues;  ///< unbias_v=
     uint32_t window = 128;             ///< window=: a cell stays dense until as many queries have seen it

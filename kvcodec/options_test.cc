@@ -218,6 +218,8 @@ TEST(OptionsTest, NamesTheBadValueAndTheValidOnes) {
                              "relative_error=-0.1",
                              "relative_error=nan",
                              "adaptive=64",
+                             "codec=transform,relative_error=0.1",
+                             "codec=kivi,relative_error_k=0.1",
                              "adaptive=64,relative_error_k=0.1",
                              "adaptive=64,relative_error=0.1,layout=published",
                              "adaptive=-1",

@@ -13,8 +13,9 @@ namespace kvcodec {
 /// one of its own, alike in all but what it learned.
 ///
 /// A codec works on residuals: the RoPE-aware mean of K and the mean of V are removed before encode() and added by the
-/// caller afterwards (see mean/rotating_mean.h). A codec is immutable after construction and safe to share by threads.
-/// Where before_rope() is true, the caller also undoes the rotation of keys before encode() and redoes it afterwards.
+/// caller afterwards (see mean/rotating_mean.h). A codec is immutable after construction and safe to share by threads,
+/// but for what adaptive ones adopt. Where before_rope() is true, the caller also undoes the rotation of keys before
+/// encode() and redoes it afterwards.
 ///
 /// Attention happens in code space, so a cached vector is never rebuilt: with lanes = (query heads of one KV head x
 /// query tokens) and M = space(),

@@ -32,7 +32,7 @@ std::span<const std::byte> VariableBlock::code(size_t row) const {
 // Leaves out the codes that were replaced, and has n bytes of room then.
 void VariableBlock::make_room(size_t n) {
     size_t live = kTableBytes;
-    for (const uint16_t length : length_) {
+    for (const uint8_t length : length_) {
         live += length;
     }
     std::vector<std::byte> bytes;
@@ -58,7 +58,7 @@ void VariableBlock::put(size_t row, std::span<const std::byte> code) {
     }
     std::memcpy(bytes_.data() + used_, copy.data(), copy.size());
     set_place(bytes_, row, used_);
-    length_[row] = static_cast<uint16_t>(copy.size());
+    length_[row] = static_cast<uint8_t>(copy.size());
     used_ += copy.size();
 }
 

@@ -16,22 +16,26 @@ namespace kvcodec {
 class VariableBlock {
   public:
     static constexpr size_t kRows = 64;
+    static constexpr size_t kMostBytes = 255;  ///< of one code
+    /// What a row takes besides its code: its place, its length, its share of the block.
+    static constexpr double kBytesBesideCode = sizeof(uint16_t) + 1.5;
 
     /// Null before the first put(). Valid until the next one.
     const std::byte* data() const { return bytes_.empty() ? nullptr : bytes_.data(); }
-    /// Replaces the code of one row. Codes of a block must not exceed 65,000 bytes together.
+    /// Replaces the code of one row, at most kMostBytes.
     void put(size_t row, std::span<const std::byte> code);
     /// The code of one row; empty if it was never written.
     std::span<const std::byte> code(size_t row) const;
     void clear() { *this = {}; }
 
-    size_t resident_bytes() const { return bytes_.capacity() + (bytes_.empty() ? 0 : sizeof(length_)); }
+    /// Without the object itself.
+    size_t resident_bytes() const { return bytes_.capacity(); }
 
   private:
     void make_room(size_t n);
 
     std::vector<std::byte> bytes_;  // table, codes, room, slack for readers
-    std::array<uint16_t, kRows> length_{};
+    std::array<uint8_t, kRows> length_{};
     size_t used_ = 0;  // of bytes_, table included
 };
 

@@ -29,9 +29,10 @@ struct LearnOptions {
     size_t sparsity = 8;          ///< atoms per vector in training, <= kMaxSparsity
     size_t sweeps = 8;            ///< passes over all rows; 0: what learning begins with
     float learning_rate = 1e-4F;  ///< of kGradient, at the beginning
-    size_t batch = 64;            ///< rows of a step of kGradient
+    size_t batch = 64;            ///< rows of a step of kGradient, not 0
     uint64_t seed = 0;
-    /// Checked between sweeps: once true, the best dictionary so far is returned. May be null.
+    /// Checked between sweeps, of kGradient between batches: once true, the best dictionary so far is returned. May be
+    /// null.
     const std::atomic<bool>* stop = nullptr;
     /// Called after each sweep with the number of sweeps done and the held-out error. May be empty.
     std::function<void(size_t sweeps_done, float heldout_error)> progress;

@@ -96,6 +96,8 @@ void decode_written(const Codec& codec, const std::vector<std::byte>& codes, siz
 
 }  // namespace
 
+static_assert(VariableBlock::kRows == LayerStore::kBlock);
+
 LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory)
     : n_cells_(n_cells),
       k_row_(k_row),
@@ -299,13 +301,22 @@ void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cel
     }
 }
 
-// Lets an adaptive codec learn from the rows that it could not code well enough.
-void LayerStore::adopt_marked(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
-                              std::vector<std::byte>& codes) const {
+// Lets an adaptive codec learn from the rows that it could not code well enough, cell by cell: no head comes before the
+// others. waiting: codes of [batch, head, side], each of up to `batch` cells.
+void LayerStore::adopt_marked(Side side, std::span<const uint32_t> cells, size_t batch, const int32_t* positions,
+                              std::vector<std::vector<std::byte>>& waiting) const {
+    const Codec& adaptive = codec(side);
     for (size_t i = 0; i < cells.size(); ++i) {
-        std::byte* code = &codes[i * codec(side).code_bytes()];
-        if (codec(side, head).is_marked(code)) {
-            codec(side, head).adopt(residuals(side, head, cells.subspan(i, 1), positions).data(), code);
+        for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+            const size_t task = (i / batch * geometry_.n_head_kv + head) * 2 + (side == Side::kK ? 0 : 1);
+            std::byte* code = &waiting[task][i % batch * adaptive.code_bytes()];
+            if (adaptive.is_marked(code)) {
+                const std::vector<float> x = residuals(side, head, cells.subspan(i, 1), positions);
+                adaptive.encode(x.data(), 1, code);  // what was adopted since may be enough
+                if (adaptive.is_marked(code)) {
+                    adaptive.adopt(x.data(), code);
+                }
+            }
         }
     }
 }
@@ -395,14 +406,15 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
             }
         }
     });
-    // Head by head, so that what is adopted does not depend on the number of threads.
-    for (size_t of_head = 0; of_head < 2 * n_heads; ++of_head) {
-        for (size_t i = of_head; i < n_tasks; i += 2 * n_heads) {
-            if (!waiting[i].empty()) {
-                const Task task = task_of(i);
-                adopt_marked(task.side, task.head, task.cells, positions, waiting[i]);
-                put_codes(task.side, task.head, task.cells, waiting[i]);
-            }
+    for (const Side side : {Side::kK, Side::kV}) {
+        if (codec(side).is_adaptive()) {
+            adopt_marked(side, cells, batch, positions, waiting);
+        }
+    }
+    for (size_t i = 0; i < n_tasks; ++i) {
+        if (!waiting[i].empty()) {
+            const Task task = task_of(i);
+            put_codes(task.side, task.head, task.cells, waiting[i]);
         }
     }
     for (const uint32_t cell : cells) {
@@ -595,7 +607,7 @@ double LayerStore::mean_bytes_per_token() const {
             bytes += longest;
             continue;
         }
-        const auto places = static_cast<double>(geometry_.n_head_kv * sizeof(uint16_t));
+        const auto places = static_cast<double>(geometry_.n_head_kv) * VariableBlock::kBytesBesideCode;
         double sum = 0;
         for_each_code(side, [&](std::span<const std::byte> code) { sum += static_cast<double>(code.size()); });
         bytes += places + (n_coded_ == 0 ? longest : sum / static_cast<double>(n_coded_));

@@ -92,7 +92,7 @@ class LayerStore {
     /// Half-precision row of a dense cell.
     const uint16_t* dense_row(Side side, size_t cell) const;
 
-    /// Codes of the kBlock rows of one block and head.
+    /// Codes of the kBlock rows of one block and head; null where codes are variable and none was written.
     const std::byte* codes(Side side, size_t block, size_t head) const;
     /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
     void prefetch_codes(Side side, size_t block, size_t head) const;
@@ -111,7 +111,7 @@ class LayerStore {
                 const uint8_t* salient = nullptr);
 
     /// What coding one side of these cells would lose, for each of them summed over heads; nothing changes. Arguments
-    /// are as encode() takes them.
+    /// are as encode() takes them. Of adaptive codecs: before they adopt.
     std::vector<Distortion> distortion(Side side, std::span<const uint32_t> cells, const int32_t* positions,
                                        const uint8_t* salient = nullptr) const;
 
@@ -181,8 +181,8 @@ class LayerStore {
     std::vector<std::byte> encode_side(Side side, size_t head, std::span<const uint32_t> cells,
                                        const int32_t* positions, const uint8_t* salient) const;
     void put_codes(Side side, size_t head, std::span<const uint32_t> cells, const std::vector<std::byte>& codes);
-    void adopt_marked(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
-                      std::vector<std::byte>& codes) const;
+    void adopt_marked(Side side, std::span<const uint32_t> cells, size_t batch, const int32_t* positions,
+                      std::vector<std::vector<std::byte>>& waiting) const;
     VariableBlock& variable_block(Side side, size_t cell, size_t head) {
         return (side == Side::kK ? variable_k_ : variable_v_)[cell / kBlock * geometry_.n_head_kv + head];
     }

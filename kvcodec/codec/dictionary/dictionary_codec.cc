@@ -311,6 +311,20 @@ DictionaryCodec::DictionaryCodec(std::span<const uint16_t> atoms, size_t n_atoms
     }
 }
 
+size_t DictionaryCodec::fixed_bytes() const {
+    size_t bytes = n_atoms_ * dim_ * sizeof(uint16_t) + packing_.resident_bytes();
+    for (const Packing& packing : packings_) {
+        bytes += packing.resident_bytes();
+    }
+    return bytes;
+}
+
+void DictionaryCodec::forget() const {
+    if (is_adaptive()) {  // others may be in use by another cache
+        extension_->n_adopted = 0;
+    }
+}
+
 bool DictionaryCodec::is_marked(const std::byte* code) const {
     return is_adaptive() && (code[0] & kMark) != std::byte{0};
 }
@@ -349,7 +363,7 @@ std::string DictionaryCodec::describe() const {
                : fmt::format("dictionary N={} s={}, {}", n_atoms_, settings_.omp.sparsity, format);
 }
 
-void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
+void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) const {
     const size_t sparsity = settings_.omp.sparsity;
     thread_local std::vector<float> wide;
     wide.resize(n_used() * dim_);
@@ -358,9 +372,10 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
     std::vector<float> coefficient(n * sparsity);
     std::vector<uint8_t> count(n);
     std::vector<float> residual(n);
-    std::vector<float> factor(n * sparsity * sparsity);
+    const bool inside = settings_.format == CoefficientFormat::kSigned4 && settings_.layout == CodeLayout::kPacked;
+    std::vector<float> factor(inside ? n * sparsity * sparsity : 0);
     omp_encode(wide.data(), n_used(), dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
-               residual.data(), factor.data());
+               residual.data(), inside ? factor.data() : nullptr);
     for (size_t i = 0; i < n; ++i) {
         const float gain = gain_of(x + i * dim_, dim_, residual[i], settings_.unbias);
         for (size_t k = 0; k < count[i]; ++k) {
@@ -371,20 +386,28 @@ void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
         if (is_variable()) {
             const double energy = std::inner_product(x + i * dim_, x + (i + 1) * dim_, x + i * dim_, 0.0);
             const auto threshold = static_cast<double>(settings_.omp.relative_error);
-            const bool missed = is_adaptive() && static_cast<double>(residual[i]) > threshold * threshold * energy;
+            const bool missed = is_adaptive() && count[i] == sparsity &&
+                                static_cast<double>(residual[i]) > threshold * threshold * energy;
             *code++ = static_cast<std::byte>(count[i]) | (missed ? kMark : std::byte{0});
             if (count[i] == 0) {
                 continue;
             }
             // Its rows of the factor are as far apart as it has nonzeros.
             packing = &packings_[count[i] - 1U];
-            float* rows = &factor[i * sparsity * sparsity];
-            for (size_t k = 1; k < count[i]; ++k) {
+            float* rows = inside ? &factor[i * sparsity * sparsity] : nullptr;
+            for (size_t k = 1; inside && k < count[i]; ++k) {
                 std::copy_n(rows + k * sparsity, k + 1, rows + k * count[i]);
             }
         }
         packing->pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], code,
-                      &factor[i * sparsity * sparsity]);
+                      inside ? &factor[i * sparsity * sparsity] : nullptr);
+    }
+}
+
+void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
+    constexpr size_t kBatch = 256;  // bounds the memory
+    for (size_t first = 0; first < n; first += kBatch) {
+        encode_batch(x + first * dim_, std::min(kBatch, n - first), codes + first * code_bytes());
     }
 }
 
@@ -418,14 +441,19 @@ void DictionaryCodec::for_unpacked(const std::byte* codes, std::span<const uint1
 }
 
 void DictionaryCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
-    std::vector<uint16_t> rows(n);
-    std::iota(rows.begin(), rows.end(), static_cast<uint16_t>(first));
-    for_unpacked(codes, rows, static_cast<uint32_t>(dim_),
-                 [&](const Packing& packing, size_t begin, size_t size, const Unpacked& scratch) {
-                     HWY_DYNAMIC_DISPATCH(decode_rows)
-                     (atoms(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing.stride(),
-                      packing.sparsity(), size, x + begin * dim_);
-                 });
+    std::vector<uint16_t> rows(std::min(n, kChunkRows));
+    for (size_t done = 0; done < n; done += kChunkRows) {
+        rows.resize(std::min(kChunkRows, n - done));
+        // Of a fixed length: counted from where the chunk begins, because there may be more than 16 bits count.
+        const size_t origin = is_variable() ? 0 : first + done;
+        std::iota(rows.begin(), rows.end(), static_cast<uint16_t>(first + done - origin));
+        for_unpacked(codes + origin * code_bytes(), rows, static_cast<uint32_t>(dim_),
+                     [&](const Packing& packing, size_t begin, size_t size, const Unpacked& scratch) {
+                         HWY_DYNAMIC_DISPATCH(decode_rows)
+                         (atoms(), dim_, scratch.offset.data(), scratch.coefficient.data(), packing.stride(),
+                          packing.sparsity(), size, x + (done + begin) * dim_);
+                     });
+    }
 }
 
 void DictionaryCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {

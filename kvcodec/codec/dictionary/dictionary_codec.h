@@ -16,8 +16,8 @@ struct DictionarySettings {
     CoefficientFormat format = CoefficientFormat::kSigned4;
     CodeLayout layout = CodeLayout::kPacked;
     float unbias = 0.0F;  ///< see shrinkage.h; each vector's own loss decides on its gain
-    /// Vectors that miss the error threshold with all of omp.sparsity atoms become atoms themselves, at most so many
-    /// (Lexico's adaptive dictionary). 0: none. Needs a threshold and the packed layout.
+    /// Vectors that miss the error threshold with all of omp.sparsity atoms become atoms themselves, until there are so
+    /// many (Lexico's adaptive dictionary). 0: none. Needs a threshold and the packed layout.
     size_t adaptive_atoms = 0;
 };
 
@@ -27,7 +27,7 @@ struct DictionarySettings {
 ///
 /// Atoms that were adopted belong to this codec, and with it to one cache.
 ///
-/// Code space is the dictionary: M = n_atoms and those that may be adopted. A query meets a cached vector in at most s
+/// Code space is the dictionary: M = n_atoms and those that were adopted. A query meets a cached vector in at most s
 /// loads of `lanes` floats, from the table q D; values are accumulated per atom and expanded by D once a step.
 class DictionaryCodec final : public Codec {
   public:
@@ -44,10 +44,10 @@ class DictionaryCodec final : public Codec {
     bool is_adaptive() const override { return settings_.adaptive_atoms != 0; }
     bool is_marked(const std::byte* code) const override;
     void adopt(const float* x, std::byte* code) const override;
-    void forget() const override { extension_->n_adopted = 0; }
+    void forget() const override;
     size_t adopted_bytes() const override { return extension_->n_adopted * dim_ * sizeof(uint16_t); }
-    size_t fixed_bytes() const override { return n_atoms_ * dim_ * sizeof(uint16_t); }
-    size_t space() const override { return n_atoms_ + settings_.adaptive_atoms; }
+    size_t fixed_bytes() const override;
+    size_t space() const override { return n_used(); }
     size_t nonzeros() const override { return packing_.sparsity(); }
 
     void encode(const float* x, size_t n, std::byte* codes) const override;
@@ -60,6 +60,7 @@ class DictionaryCodec final : public Codec {
     void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
 
   private:
+    void encode_batch(const float* x, size_t n, std::byte* codes) const;
     template <typename Work>
     void for_unpacked(const std::byte* codes, std::span<const uint16_t> rows, uint32_t scale, const Work& work) const;
 

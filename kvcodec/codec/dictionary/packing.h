@@ -38,12 +38,13 @@ class Packing {
     static size_t code_bytes(size_t n_atoms, size_t sparsity, CoefficientFormat format, CodeLayout layout);
     size_t code_bytes() const { return code_bytes_; }
     size_t sparsity() const { return sparsity_; }
+    size_t resident_bytes() const { return sizeof(*this) + groups_.size() * sizeof(groups_[0]); }
     /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 16.
     size_t stride() const { return stride_; }
 
     /// Writes one code; count <= sparsity nonzeros. factor: null, or the support's as omp_encode() gives it, rows
-    /// [count] at a distance of sparsity: then 4-bit coefficients are chosen one after the other, the last atom's
-    /// first, and each makes good for what those before it missed (the nearest plane of Babai 1986).
+    /// [count] at a distance of sparsity: then 4-bit coefficients are quantised one after the other, the largest
+    /// first, and the others fitted anew after each (the nearest plane of Babai 1986).
     void pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
               const float* factor = nullptr) const;
 

@@ -608,9 +608,7 @@ double ScalarCodec::expected_loss(unsigned bits) {
     return bits == 8 ? 1e-4 : Trellis::levels(bits).loss;
 }
 
-ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias)
-    : trellis_(std::vector<uint8_t>(bits == 8 ? 0 : dim, static_cast<uint8_t>(bits)),
-               std::vector<float>(bits == 8 ? 0 : dim, 1.0F)) {
+ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) : trellis_({}, {}) {
     if (dim == 0 || dim % 16 != 0 || dim > ScalarFormat::kMaxDim) {
         throw Error("the scalar codec needs a head size that is a multiple of 16 up to " +
                     std::to_string(ScalarFormat::kMaxDim) + ", not " + std::to_string(dim));
@@ -628,6 +626,7 @@ ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias)
         unit = static_cast<double>(levels.unit);
         std::copy_n(levels.level.begin(), size_t{2} << bits, format_.levels.begin());
         format_.order = order_of_singles(dim);
+        trellis_ = TrellisEncoder(std::vector<uint8_t>(dim, static_cast<uint8_t>(bits)), std::vector<float>(dim, 1.0F));
     }
     for (int i = 1; i < 256; ++i) {
         const double octaves = static_cast<double>(i - kUnitScale) / kStepsPerOctave;
@@ -647,7 +646,8 @@ std::string ScalarCodec::describe() const {
 }
 
 size_t ScalarCodec::fixed_bytes() const {
-    return sizeof(format_) + format_.signs.size() * sizeof(float) + format_.order.size() * sizeof(uint16_t);
+    return sizeof(format_) + format_.signs.size() * sizeof(float) + format_.order.size() * sizeof(uint16_t) +
+           trellis_.n_elements() * (sizeof(uint8_t) + sizeof(float));
 }
 
 void ScalarCodec::encode(const float* x, size_t n, std::byte* codes) const {

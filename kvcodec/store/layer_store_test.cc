@@ -649,7 +649,7 @@ TEST_F(VariableStoreTest, WhatMissesTheThresholdBecomesAnAtom) {
         once = after;
         // A row that was seen before is found among the atoms, and attention in code space sees them, too.
         store_.write_half(Side::kK, 100, before[3].data());
-        store_.write_half(Side::kV, 100, before[3].data());
+        store_.write_half(Side::kV, 100, std::vector<uint16_t>(kRowV).data());
         encode({100});
         EXPECT_LT(relative_error(before[3], read(Side::kK, 100)), 0.002);
         std::vector<float> q(4 * kGeometry.dim_k, 1.0F), table(adaptive_->space() * 4), s(4);

@@ -51,7 +51,7 @@ if [[ $plan == full ]]; then
         --cache "$hosts,$own,$more,$dictionary,$published,$quantisers"
     part "Context 2048" --suite kld "${wiki[@]}" --ctx-size 2048 --chunks 4 --together 12 --svg "$results.svg" \
         --cache "$hosts,$own,$more,$dictionary,$published,$quantisers,$eviction"
-    part "Context 8192" --suite kld "${wiki[@]}" --ctx-size 8192 --chunks 2 --together 8 \
+    part "Context 8192" --suite kld "${wiki[@]}" --ctx-size 8192 --chunks 1 --together 10 \
         --cache "q8_0,q4_0,kvcodec:26%:sinks=4,$own,$dictionary,kvcodec:codec=kivi:bits=2,kvcodec:codec=turboquant:bits=3,$eviction"
     part "Reconstruction" --suite recon "${wiki[@]}" --text "$data/moby-dick.txt" --text "$data/pud-french.txt" \
         --ctx-size 2048 --chunks 2 --cache "$own,$dictionary,$published"
@@ -66,7 +66,7 @@ if [[ $plan == full ]]; then
     part "Speed" --suite speed,components --cache "q8_0,q4_0,$own,$dictionary" --depths 0,1024,2048,4096,8192
 else
     part "Context 2048" --suite kld "${wiki[@]}" --ctx-size 2048 --chunks 8 --together 8 --svg "$results.svg" \
-        --cache "q8_0,q4_0,$own,kvcodec:20%:sinks=4:artifact=none,$dictionary"
+        --cache "q8_0,q4_0,$own,kvcodec:20%:sinks=4:artifact=none"
     part "Context 8192" --suite kld "${wiki[@]}" --ctx-size 8192 --chunks 2 --together 8 --cache "q4_0,$own"
     part "Reconstruction" --suite recon "${wiki[@]}" --text "$data/moby-dick.txt" --text "$data/pud-french.txt" \
         --ctx-size 2048 --chunks 1 --cache "$own,$dictionary"

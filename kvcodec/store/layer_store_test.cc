@@ -563,10 +563,10 @@ TEST_F(VariableStoreTest, RowsSurviveOthers) {
     for (const uint32_t cell : cells) {
         write(cell);
     }
-    EXPECT_DOUBLE_EQ(store_.mean_bytes_per_token(),
-                     static_cast<double>(kGeometry.n_head_kv) *
-                         (VariableBlock::kBytesBesideCode +
-                          static_cast<double>(variable_->code_bytes() + v_codec_->code_bytes())));
+    EXPECT_DOUBLE_EQ(
+        store_.mean_bytes_per_token(),
+        static_cast<double>(kGeometry.n_head_kv) *
+            (VariableBlock::kBytesBesideCode + static_cast<double>(variable_->code_bytes() + v_codec_->code_bytes())));
     EXPECT_FALSE(store_.mean_nonzeros(Side::kK));
     std::vector<std::vector<uint16_t>> dense;
     double miss = 0.0;

@@ -15,11 +15,9 @@ enum class DictionaryLearner : uint8_t {
     /// Sweeps of orthogonal matching pursuit and approximate K-SVD (Rubinstein, Zibulevsky, Elad 2008, algorithm 5);
     /// atoms that are unused or equal to another are replaced by the rows represented worst.
     kKsvd,
-    /// As published for KV-Dict / Lexico (arXiv 2412.08890): from random directions, after the pursuit of each batch
-    /// one
-    /// step of Adam down the part of the gradient that keeps the atoms' norms, with a rate that falls along a cosine
-    /// from
-    /// sweep to sweep. Unlike in the released code, atoms are normalised after the step, not before it.
+    /// As published for KV-Dict / Lexico (arXiv 2412.08890): from random directions, one step of Adam after the pursuit
+    /// of each batch, down the part of the gradient that keeps the atoms' norms, at a rate that falls along a cosine
+    /// from sweep to sweep. Unlike in the released code, atoms are normalised after the step, not before it.
     kGradient,
 };
 

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 #include <numeric>
 
@@ -250,11 +251,10 @@ HWY_EXPORT(finish_rows);
 // A vector that is hardly met at all is not blown up.
 constexpr double kMostLoss = 0.5;
 
-float gain_of(const float* x, size_t dim, float residual_energy, float unbias) {
+float gain_of(double energy, float residual_energy, float unbias) {
     if (unbias == 0.0F) {
         return 1.0F;
     }
-    const double energy = std::inner_product(x, x + dim, x, 0.0);
     const bool usable = energy > 0.0 && residual_energy >= 0.0F;
     return usable ? unbias_gain(std::min(kMostLoss, residual_energy / energy), unbias) : 1.0F;
 }
@@ -377,14 +377,14 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
     omp_encode(wide.data(), n_used(), dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
                residual.data(), inside ? factor.data() : nullptr);
     for (size_t i = 0; i < n; ++i) {
-        const float gain = gain_of(x + i * dim_, dim_, residual[i], settings_.unbias);
+        const double energy = std::inner_product(x + i * dim_, x + (i + 1) * dim_, x + i * dim_, 0.0);
+        const float gain = gain_of(energy, residual[i], settings_.unbias);
         for (size_t k = 0; k < count[i]; ++k) {
             coefficient[i * sparsity + k] *= gain;
         }
         std::byte* code = codes + i * code_bytes();
         const Packing* packing = &packing_;
         if (is_variable()) {
-            const double energy = std::inner_product(x + i * dim_, x + (i + 1) * dim_, x + i * dim_, 0.0);
             const auto threshold = static_cast<double>(settings_.omp.relative_error);
             const bool missed = is_adaptive() && count[i] == sparsity &&
                                 static_cast<double>(residual[i]) > threshold * threshold * energy;
@@ -441,9 +441,9 @@ void DictionaryCodec::for_unpacked(const std::byte* codes, std::span<const uint1
 }
 
 void DictionaryCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
-    std::vector<uint16_t> rows(std::min(n, kChunkRows));
+    std::array<uint16_t, kChunkRows> all_rows;
     for (size_t done = 0; done < n; done += kChunkRows) {
-        rows.resize(std::min(kChunkRows, n - done));
+        const std::span<uint16_t> rows(all_rows.data(), std::min(kChunkRows, n - done));
         // Of a fixed length: counted from where the chunk begins, because there may be more than 16 bits count.
         const size_t origin = is_variable() ? 0 : first + done;
         std::iota(rows.begin(), rows.end(), static_cast<uint16_t>(first + done - origin));

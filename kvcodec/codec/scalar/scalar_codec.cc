@@ -117,7 +117,7 @@ std::vector<uint16_t> order_of_singles(size_t dim) {
         for (size_t bit = 0; bit < (whole ? kGroup : kGroup / 2); ++bit) {
             const size_t byte = bit / 8;
             const size_t place = bit % 8;
-            const size_t element = whole ? 4 * place + byte : place < 4 ? 4 * place + byte : 4 * (place - 4) + byte + 2;
+            const size_t element = whole || place < 4 ? 4 * place + byte : 4 * (place - 4) + byte + 2;
             order.push_back(static_cast<uint16_t>(begin + element));
         }
     }

@@ -41,9 +41,9 @@ std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_head
     return std::span(all).subspan(head * all.size() / n_heads, all.size() / n_heads);
 }
 
-std::vector<std::shared_ptr<const Codec>> transforms(const SideArtifact& trained, size_t n_heads, size_t code_bytes,
-                                                     bool before_rope, float unbias) {
-    std::vector<std::shared_ptr<const Codec>> heads;
+std::vector<std::shared_ptr<const TransformCodec>> transforms(const SideArtifact& trained, size_t n_heads,
+                                                              size_t code_bytes, bool before_rope, float unbias) {
+    std::vector<std::shared_ptr<const TransformCodec>> heads;
     for (size_t head = 0; head < n_heads; ++head) {
         std::vector<float> basis;
         std::ranges::transform(part_of(trained.basis, head, n_heads), std::back_inserter(basis), half_to_float);
@@ -253,9 +253,15 @@ CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& pla
         return {std::make_shared<const ScalarCodec>(trained.dim, *plan.scalar_bits, unbias_of(side))};
     }
     SideChoice choice;
-    choice.heads = transforms(trained, n_heads, plan.code_bytes, before_rope, unbias_of(side));
+    TransformCodec::Expected expected;
+    for (auto& codec : transforms(trained, n_heads, plan.code_bytes, before_rope, unbias_of(side))) {
+        expected.energy += codec->expected().energy;
+        expected.lost += codec->expected().lost;
+        choice.heads.push_back(std::move(codec));
+    }
     choice.codec = choice.heads[0];
-    choice.expected_error = static_cast<float>(std::sqrt(plan.loss / (1 - plan.loss)));  // with all of the gain
+    const double kept = std::max(expected.energy - expected.lost, 1e-20);
+    choice.expected_error = static_cast<float>(std::sqrt(expected.lost / kept));  // with all of the gain
     return choice;
 }
 

@@ -57,7 +57,8 @@ if [[ $plan == full ]]; then
         --ctx-size 2048 --chunks 2 --cache "$own,$dictionary,$published"
     part "GSM8K solutions" --suite solutions "${problems[@]}" --problems-limit 100 --max-tokens 192 --together 8 \
         --cache "q8_0,q4_0,kvcodec:26%:sinks=4,$own,$dictionary,$eviction"
-    part "GSM8K" --suite gsm8k "${problems[@]}" --problems-limit 100 --max-tokens 192 --cache "$own"
+    part "GSM8K" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 --max-tokens 192 --parallel 16 \
+        --cache "$own"
     part "Retrieval" --suite retrieval --tasks "$data/kv-retrieval-75.jsonl" --problems-limit 50 --max-tokens 64 \
         --cache "q8_0,q4_0,$own,$eviction"
     part "Needle" --suite needle --text "$data/moby-dick.txt" --ctx-size 1024 --ctx-size 2048 --cache "q4_0,$own,$eviction"
@@ -66,13 +67,14 @@ if [[ $plan == full ]]; then
     part "Speed" --suite speed,components --cache "q8_0,q4_0,$own,$dictionary" --depths 0,1024,2048,4096,8192
 else
     part "Context 2048" --suite kld "${wiki[@]}" --ctx-size 2048 --chunks 8 --together 8 --svg "$results.svg" \
-        --cache "q8_0,q4_0,$own,kvcodec:20%:sinks=4:artifact=none"
-    part "Context 8192" --suite kld "${wiki[@]}" --ctx-size 8192 --chunks 2 --together 8 --cache "q4_0,$own"
+        --cache "q8_0,$own,kvcodec:20%:sinks=4:artifact=none"
+    part "Context 8192" --suite kld "${wiki[@]}" --ctx-size 8192 --chunks 2 --together 8 --cache "$own"
     part "Reconstruction" --suite recon "${wiki[@]}" --text "$data/moby-dick.txt" --text "$data/pud-french.txt" \
         --ctx-size 2048 --chunks 1 --cache "$own,$dictionary"
-    part "GSM8K solutions" --suite solutions "${problems[@]}" --problems-limit 200 --max-tokens 128 --together 8 \
-        --cache "q4_0,$own"
-    part "GSM8K" --suite gsm8k "${problems[@]}" --problems-limit 100 --max-tokens 224 --cache "$own"
+    part "GSM8K solutions" --suite solutions "${problems[@]}" --problems-limit 200 --max-tokens 96 --parallel 16 \
+        --together 8 --cache "$own"
+    part "GSM8K" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 --max-tokens 224 --parallel 16 \
+        --cache "$own"
     part "Speed" --suite speed,components --cache "q8_0,q4_0,$own" --depths 0,2048,4096 --sequences 1,4
 fi
 echo "$work/$name.md"

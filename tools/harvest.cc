@@ -11,11 +11,13 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <span>
 #include <string_view>
 #include <utility>
 
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
+#include "kvcodec/learn/principal_components.h"
 #include "tools/host_model.h"
 #include "tools/text_file.h"
 
@@ -75,18 +77,16 @@ constexpr std::string_view kOpenings[] = {
 
 // ---- what the graph says -------------------------------------------------------------------------------------------
 
-/// The cache tensor that a node writes to: side 'k' or 'v' and the layer.
-struct CacheWrite {
+/// One of the host's: side 'k' or 'v' and the layer.
+struct CacheTensor {
     char side;
     uint32_t layer;
 };
 
-/// Cache tensors are named cache_k_l0, cache_v_l0, some with a tag after the first underscore.
-std::optional<CacheWrite> cache_write(const ggml_tensor* node) {
-    if (node->op != GGML_OP_SET_ROWS) {
-        return std::nullopt;
-    }
-    const ggml_tensor* root = node;
+/// The cache tensor that `tensor` is a part of. Cache tensors are named cache_k_l0, cache_v_l0, some with a tag after
+/// the first underscore.
+std::optional<CacheTensor> cache_tensor(const ggml_tensor* tensor) {
+    const ggml_tensor* root = tensor;
     while (root->view_src != nullptr) {
         root = root->view_src;
     }
@@ -101,7 +101,17 @@ std::optional<CacheWrite> cache_write(const ggml_tensor* node) {
     if ((side != 'k' && side != 'v') || end == root->name + mark + 2 || *end != '\0') {
         return std::nullopt;
     }
-    return CacheWrite{side, static_cast<uint32_t>(layer)};
+    return CacheTensor{side, static_cast<uint32_t>(layer)};
+}
+
+/// The cache tensor that a node writes to.
+std::optional<CacheTensor> cache_write(const ggml_tensor* node) {
+    return node->op == GGML_OP_SET_ROWS ? cache_tensor(node) : std::nullopt;
+}
+
+/// The keys that a node reads for attention.
+std::optional<CacheTensor> cache_read(const ggml_tensor* node) {
+    return node->op == GGML_OP_FLASH_ATTN_EXT ? cache_tensor(node->src[1]) : std::nullopt;
 }
 
 bool only_rearranges(ggml_op op) {
@@ -191,13 +201,17 @@ class Collector {
         positions_are_the_graphs_ = false;
     }
 
-    static bool on_node(ggml_tensor* node, bool ask, void* collector) {
+    static bool on_node(ggml_tensor* node, bool ask, void* user_data) {
+        auto* collector = static_cast<Collector*>(user_data);
         const auto write = cache_write(node);
+        const auto read = cache_read(node);
         if (ask) {
-            return write.has_value();
+            return write || read;
         }
         if (write) {
-            static_cast<Collector*>(collector)->take(*write, node->src[0]);
+            collector->take(*write, node->src[0]);
+        } else if (read) {
+            collector->take_queries(read->layer, node->src[0]);
         }
         return true;
     }
@@ -211,6 +225,9 @@ class Collector {
             } else if (state.rows.k.n_tokens() == 0 || state.rows.v.n_tokens() == 0) {
                 harvest.skipped.push_back(fmt::format("layer {} is left out: it has no pair of K and V", layer));
             } else {
+                for (double& moment : state.rows.query_moments) {
+                    moment *= static_cast<double>(state.rows.k.n_head()) / static_cast<double>(state.n_queries);
+                }
                 harvest.layers.push_back(std::move(state.rows));
             }
         }
@@ -222,11 +239,12 @@ class Collector {
     struct LayerState {
         HarvestedLayer rows;
         Rope rope;
+        size_t n_queries = 0;
         std::string problem;
     };
 
     // Must not throw: its caller is C.
-    void take(const CacheWrite& write, const ggml_tensor* source) {
+    void take(const CacheTensor& write, const ggml_tensor* source) {
         LayerState& state = layers_[write.layer];
         if (!state.problem.empty()) {
             return;
@@ -259,7 +277,50 @@ class Collector {
         }
     }
 
-    void open(const CacheWrite& write, const ggml_tensor* source, LayerState& state) const {
+    // Must not throw. q: [head_dim, tokens of a stream, heads, streams], rotated. Layers whose queries are not as
+    // expected do without.
+    void take_queries(uint32_t layer, const ggml_tensor* q) {
+        LayerState& state = layers_[layer];
+        const size_t dim = state.rows.k.dim(), n_head_kv = state.rows.k.n_head();
+        const auto n_head = static_cast<size_t>(q->ne[2]);
+        if (!state.problem.empty() || q->type != GGML_TYPE_F32 || q->ne[0] != static_cast<int64_t>(dim) ||
+            n_head_kv == 0 || n_head % n_head_kv != 0 ||
+            q->ne[1] * q->ne[3] != static_cast<int64_t>(positions_.size())) {
+            return;
+        }
+        try {
+            std::vector<float> queries(positions_.size() * dim);
+            state.rows.query_moments.resize(n_head_kv * dim * dim);
+            for (size_t head = 0; head < n_head; ++head) {
+                size_t n = 0;
+                for (size_t token = 0; token < positions_.size(); ++token) {
+                    if (positions_[token] < kSinks) {
+                        continue;
+                    }
+                    float* row = &queries[n++ * dim];
+                    const size_t in_stream = token % static_cast<size_t>(q->ne[1]);
+                    const size_t stream = token / static_cast<size_t>(q->ne[1]);
+                    ggml_backend_tensor_get(q, row, in_stream * q->nb[1] + head * q->nb[2] + stream * q->nb[3],
+                                            dim * sizeof(float));
+                    if (state.rope.rotates()) {
+                        const double octaves = std::log2(static_cast<double>(std::max(model_.n_ctx_train, 2U)));
+                        const double distance = std::exp2(std::uniform_real_distribution(0.0, octaves)(random_));
+                        state.rope.unrotate(row, positions_[token] - static_cast<int64_t>(distance));
+                    }
+                }
+                const std::vector<double> moments = second_moments(std::span(queries).first(n * dim), dim);
+                double* sum = &state.rows.query_moments[head * n_head_kv / n_head * dim * dim];
+                for (size_t i = 0; i < dim * dim; ++i) {
+                    sum[i] += moments[i];
+                }
+                state.n_queries += n;
+            }
+        } catch (const std::exception& error) {
+            state.problem = error.what();
+        }
+    }
+
+    void open(const CacheTensor& write, const ggml_tensor* source, LayerState& state) const {
         const size_t n_head = write.layer < model_.n_head_kv.size() ? model_.n_head_kv[write.layer] : 0;
         const size_t dim = write.side == 'k' ? model_.head_dim_k : model_.head_dim_v;
         if (n_head == 0 || dim == 0) {
@@ -293,6 +354,7 @@ class Collector {
     std::map<uint32_t, LayerState> layers_;
     std::vector<llama_pos> positions_;  // of the current batch
     bool positions_are_the_graphs_ = false;
+    std::mt19937_64 random_;
 };
 
 // ---- text ----------------------------------------------------------------------------------------------------------

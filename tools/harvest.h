@@ -45,6 +45,9 @@ struct HarvestedLayer {
     RopeParams rope;
     HarvestedRows k;  ///< before RoPE
     HarvestedRows v;
+    /// [n_head_kv, dim, dim] means of q q^T over the queries that read each KV head, turned to where a key before RoPE
+    /// would meet them, at distances from 1 to the model's context, alike in all octaves. Empty if none were seen.
+    std::vector<double> query_moments;
 };
 
 struct Harvest {

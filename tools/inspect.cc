@@ -166,7 +166,8 @@ void print_plan(const Artifact& artifact, const std::string& text) {
         f16_bytes += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
     }
     fmt::print(
-        "{} of {} bytes of a token, {:.1f} %. Loss: expected share of the variance. Bytes go where loss times\n"
+        "{} of {} bytes of a token, {:.1f} %. Loss: expected share of the variance, as readers weigh it. Bytes go "
+        "where loss times\n"
         "sensitivity (0: not measured, all alike) falls most.\n",
         bytes, f16_bytes, 100.0 * static_cast<double>(bytes) / static_cast<double>(f16_bytes));
 }

@@ -34,7 +34,8 @@ class Measurement {
         });
     }
 
-    double sensitivity(uint32_t layer, bool is_k) const {
+    double sensitivity(const LayerArtifact& artifact, bool is_k) const {
+        const uint32_t layer = artifact.layer;
         const std::string cache = fmt::format("kvcodec:codec=scalar:sinks=4:log=quiet:layers={}:bits_{}={}:bits_{}=8",
                                               layer, is_k ? 'k' : 'v', kBits, is_k ? 'v' : 'k');
         const CacheSpec spec = parse_caches(cache, {options_.artifact}, "strict").front();
@@ -44,7 +45,8 @@ class Measurement {
             sum += divergence(&reference_[prediction * host_.n_vocab()], logits, host_.n_vocab(), 0).kld;
             ++n;
         });
-        return std::max(sum / static_cast<double>(n) / ScalarCodec::expected_loss(kBits), kLeastSensitivity);
+        const double loss = ScalarCodec::expected_loss(kBits) * (is_k ? artifact.k : artifact.v).loss_of_noise;
+        return std::max(sum / static_cast<double>(n) / loss, kLeastSensitivity);
     }
 
   private:
@@ -78,8 +80,8 @@ void measure_sensitivity(Artifact& artifact, const SensitivityOptions& options) 
     const Measurement measurement(options);
     std::vector<std::pair<double, double>> measured;
     for (const LayerArtifact& layer : artifact.layers) {
-        const double k = measurement.sensitivity(layer.layer, true);
-        measured.emplace_back(k, measurement.sensitivity(layer.layer, false));
+        const double k = measurement.sensitivity(layer, true);
+        measured.emplace_back(k, measurement.sensitivity(layer, false));
         if (options.progress) {
             options.progress(measured.size(), artifact.layers.size());
         }

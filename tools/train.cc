@@ -13,13 +13,16 @@
 #include <iterator>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
+#include <span>
 #include <string>
 #include <thread>
 #include <utility>
 #include <vector>
 
 #include "kvcodec/artifact/artifact.h"
+#include "kvcodec/artifact/gguf_file.h"
 #include "kvcodec/artifact/model_info.h"
 #include "kvcodec/codec/dictionary/omp.h"
 #include "kvcodec/error.h"
@@ -28,6 +31,7 @@
 #include "kvcodec/learn/principal_components.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
+#include "tools/output_projection.h"
 #include "tools/plugin_path.h"
 #include "tools/progress.h"
 #include "tools/sensitivity.h"
@@ -60,6 +64,7 @@ struct TrainOptions {
 struct Job {
     HarvestedLayer* layer;
     bool is_k;
+    std::vector<double> readers;  // see find_directions()
     SideArtifact side;
     std::string problem;
 };
@@ -79,18 +84,28 @@ std::vector<float> training_rows(const Job& job, uint32_t n_positions, uint64_t 
     return x;
 }
 
-/// The principal directions of each head's rows and the variance along them.
-void find_directions(const HarvestedRows& rows, SideArtifact& side) {
+/// The directions along which each head's rows are coded, the variance along them and what noise loses. readers:
+/// [n_head, dim, dim] second moments of what takes products with the rows; empty: unknown, all directions count alike.
+void find_directions(const HarvestedRows& rows, std::vector<double> readers, SideArtifact& side) {
     const std::vector<float> residuals = rows.residuals();
     const size_t dim = rows.dim();
+    readers.resize(rows.n_head() * dim * dim);
+    double noise = 0.0, all = 0.0;  // weighted energy of noise with the rows' energy, and of the rows
     std::vector<float> of_head(rows.n_tokens() * dim);
     for (size_t head = 0; head < rows.n_head(); ++head) {
         for (size_t token = 0; token < rows.n_tokens(); ++token) {
             std::copy_n(residuals.data() + (token * rows.n_head() + head) * dim, dim, of_head.data() + token * dim);
         }
-        const PrincipalComponents components = find_principal_components(of_head, dim);
+        const WeightedComponents components =
+            find_weighted_components(of_head, std::span(readers).subspan(head * dim * dim, dim * dim), dim);
         std::ranges::transform(components.basis, std::back_inserter(side.basis), float_to_half);
         side.variance.insert(side.variance.end(), components.variance.begin(), components.variance.end());
+        const double energy = std::inner_product(of_head.begin(), of_head.end(), of_head.begin(), 0.0);
+        noise += components.mean_weight * energy / static_cast<double>(rows.n_tokens());
+        all += std::accumulate(components.variance.begin(), components.variance.end(), 0.0);
+    }
+    if (noise > 0.0 && all > 0.0) {
+        side.loss_of_noise = static_cast<float>(noise / all);
     }
 }
 
@@ -114,7 +129,7 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
     job.side.mean = rows.mean();
     job.side.levels.assign(learned.levels.begin(), learned.levels.end());
     job.side.heldout_error = learned.heldout_error;
-    find_directions(rows, job.side);
+    find_directions(rows, std::move(job.readers), job.side);
     rows.clear();
 }
 
@@ -147,9 +162,10 @@ void learn_all(std::vector<Job>& jobs, const ModelInfo& model, const TrainOption
 
 std::vector<LayerArtifact> learn_layers(Harvest& harvest, const ModelInfo& model, const TrainOptions& options) {
     std::vector<Job> jobs;
+    const GgufFile file(model.path);
     for (HarvestedLayer& layer : harvest.layers) {
-        jobs.push_back({&layer, true, {}, {}});
-        jobs.push_back({&layer, false, {}, {}});
+        jobs.push_back({&layer, true, std::move(layer.query_moments), {}, {}});
+        jobs.push_back({&layer, false, projection_moments(file, model, layer.layer), {}, {}});
     }
     learn_all(jobs, model, options);
     std::vector<LayerArtifact> layers;
@@ -251,8 +267,7 @@ void print_errors(const Artifact& artifact) {
     double k_sum = 0.0, v_sum = 0.0;
     const bool measured = artifact.layers.front().k.sensitivity > 0;
     fmt::print("Held-out error at s={}, ||x - x̂|| / ||x|| without the mean{}\nlayer       K       V{}\n",
-               artifact.training_sparsity,
-               measured ? "; sensitivity: KL divergence for a relative squared error of 1" : "",
+               artifact.training_sparsity, measured ? "; sensitivity: KL divergence for a loss of 1" : "",
                measured ? "  sensitivity: K       V" : "");
     for (const LayerArtifact& layer : artifact.layers) {
         fmt::print("{:5}  {:6.3f}  {:6.3f}{}\n", layer.layer, layer.k.heldout_error, layer.v.heldout_error,

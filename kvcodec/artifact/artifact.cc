@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "kvcodec/artifact/gguf_file.h"
+#include "kvcodec/codec/transform/inverse.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 
@@ -30,7 +31,6 @@ constexpr uint32_t kMaxAtoms = 32768;
 constexpr uint32_t kMaxHeads = 4096;
 constexpr uint32_t kMaxLayer = 65535;
 constexpr float kNormTolerance = 0.01F;
-constexpr float kBasisTolerance = 0.01F;   // of the basis' dot products
 constexpr float kMaxHeldoutError = 10.0F;  // 1 is as bad as coding nothing
 
 constexpr std::array<std::pair<RopeParams::Pairing, std::string_view>, 3> kPairings = {{
@@ -64,30 +64,7 @@ bool all_finite(const std::vector<float>& values) {
     return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
 }
 
-/// Whether the rows of a [dim, dim] matrix are of unit norm and orthogonal.
-bool is_orthonormal(std::span<const uint16_t> matrix, size_t dim) {
-    std::vector<float> columns(dim * dim);  // the transpose, so that the innermost loop below runs along memory
-    for (size_t i = 0; i < dim * dim; ++i) {
-        columns[i % dim * dim + i / dim] = half_to_float(matrix[i]);
-    }
-    for (size_t i = 0; i < dim; ++i) {
-        std::vector<float> products(i + 1);  // of row i with each row up to itself
-        for (size_t k = 0; k < dim; ++k) {
-            const float* column = columns.data() + k * dim;
-            const float factor = column[i];
-            for (size_t j = 0; j <= i; ++j) {
-                products[j] += factor * column[j];
-            }
-        }
-        products[i] -= 1.0F;
-        if (!std::ranges::all_of(products, [](float product) { return std::abs(product) <= kBasisTolerance; })) {
-            return false;
-        }
-    }
-    return true;
-}
-
-/// What is wrong with the principal directions of one side; empty if nothing is or there are none.
+/// What is wrong with the directions of one side; empty if nothing is or there are none.
 std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
     if (side.basis.empty() && side.variance.empty()) {
         return {};
@@ -104,8 +81,12 @@ std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
             }
             previous = side.variance[j];
         }
-        if (!is_orthonormal(std::span(side.basis).subspan(head * dim * dim, dim * dim), dim)) {
-            return fmt::format("the basis of head {} is not orthonormal", head);
+        std::vector<float> basis(dim * dim);
+        std::transform(side.basis.begin() + static_cast<std::ptrdiff_t>(head * dim * dim),
+                       side.basis.begin() + static_cast<std::ptrdiff_t>((head + 1) * dim * dim), basis.begin(),
+                       half_to_float);
+        if (!inverse(basis, dim)) {
+            return fmt::format("the basis of head {} has no usable inverse", head);
         }
     }
     return {};
@@ -148,6 +129,9 @@ std::string find_fault(const SideArtifact& side, uint32_t n_head_kv) {
     }
     if (!(side.sensitivity >= 0.0F && std::isfinite(side.sensitivity))) {
         return "the sensitivity is not a usable number";
+    }
+    if (!(side.loss_of_noise > 0.0F && std::isfinite(side.loss_of_noise))) {
+        return "the loss of noise is not a usable number";
     }
     return find_basis_fault(side, n_head_kv);
 }
@@ -207,6 +191,9 @@ void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact
     writer.set_f32(layer_key(layer.layer, name("heldout_error")), side.heldout_error);
     if (side.sensitivity != 0.0F) {
         writer.set_f32(layer_key(layer.layer, name("sensitivity")), side.sensitivity);
+    }
+    if (side.loss_of_noise != 1.0F) {
+        writer.set_f32(layer_key(layer.layer, name("loss_of_noise")), side.loss_of_noise);
     }
     writer.add_f16_tensor(tensor_name(layer.layer, name("atoms")), std::array<uint64_t, 2>{side.dim, side.n_atoms},
                           side.atoms);
@@ -340,10 +327,14 @@ class ArtifactReader {
         side.mean = copy<float>(mean);
         side.levels = copy<float>(tensor(name("levels"), kGgmlF32, 1));
         side.heldout_error = get_float(layer_key(layer.layer, fmt::format("{}.heldout_error", prefix)));
-        if (const std::string key = layer_key(layer.layer, fmt::format("{}.sensitivity", prefix));
-            file_.find_value(key) != nullptr) {
-            side.sensitivity = get_float(key);
-        }
+        const auto read_if_there = [&](const char* field, float& value) {
+            const std::string key = layer_key(layer.layer, fmt::format("{}.{}", prefix, field));
+            if (file_.find_value(key) != nullptr) {
+                value = get_float(key);
+            }
+        };
+        read_if_there("sensitivity", side.sensitivity);
+        read_if_there("loss_of_noise", side.loss_of_noise);
         if (file_.find_tensor(name("basis")) != nullptr || file_.find_tensor(name("variance")) != nullptr) {
             const GgufTensor& basis = tensor(name("basis"), kGgmlF16, 3);
             const GgufTensor& variance = tensor(name("variance"), kGgmlF32, 2);

@@ -22,14 +22,18 @@ struct SideArtifact {
     std::vector<float> levels;    ///< [kLevels] ascending magnitudes in (0, 1]: codebook of the 4-bit coefficients
     /// sqrt(sum ||x - x̂||² / sum ||x||²) over held-out rows, mean removed, at the training sparsity.
     float heldout_error = 0.0F;
-    /// Nats of KL divergence that the model's predictions lose for a relative squared error of 1 on this side alone, by
-    /// a measurement at a small error. 0: not measured.
+    /// Nats of KL divergence that the model's predictions lose for a loss of 1 on this side alone, by a measurement at
+    /// a small one. 0: not measured.
     float sensitivity = 0.0F;
-    /// [n_head_kv, dim, dim] IEEE half precision: row j of a head is its j-th principal direction (of K: before RoPE),
-    /// unit L2 norm, orthogonal to the others. Empty: none, as in older artifacts.
+    /// [n_head_kv, dim, dim] IEEE half precision: a vector without its mean (of K: before RoPE) is the sum over j of
+    /// y_j times row j of its head. Loss is the squared error of y over its energy: the directions are chosen so that
+    /// this is what the readers of the vectors, queries and the output projection, see of errors. Empty: none, as in
+    /// older artifacts; in some, rows are orthonormal and loss is the relative squared error of the vector itself.
     std::vector<uint16_t> basis;
-    /// [n_head_kv, dim] of the rows along them without the mean: descending, finite, >= 0. Empty with basis.
+    /// [n_head_kv, dim] of y: descending, finite, >= 0. Empty with basis.
     std::vector<float> variance;
+    /// Loss for a relative squared error of 1 in the vectors that is alike in all directions.
+    float loss_of_noise = 1.0F;
 
     bool operator==(const SideArtifact&) const = default;
 };

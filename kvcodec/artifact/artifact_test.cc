@@ -67,7 +67,7 @@ Artifact make_artifact() {
             .layers = {first, second}};
 }
 
-/// Directions of K that are neither axes nor exact in half precision, other ones for each head.
+/// Directions of K that are neither axes nor orthogonal nor exact in half precision, other ones for each head.
 void add_basis(SideArtifact& side, uint32_t n_head_kv) {
     for (uint32_t head = 0; head < n_head_kv; ++head) {
         const float angle = 0.5F + static_cast<float>(head);
@@ -75,7 +75,7 @@ void add_basis(SideArtifact& side, uint32_t n_head_kv) {
             std::vector<float> direction(side.dim);
             const float sign = row % 2 == 0 ? 1.0F : -1.0F;
             direction[row] = std::cos(angle);
-            direction[row ^ 1U] = sign * std::sin(angle);
+            direction[row ^ 1U] = sign * std::sin(angle) + 0.25F;  // not orthogonal, either
             std::ranges::transform(direction, std::back_inserter(side.basis), float_to_half);
             side.variance.push_back(row + 1 == side.dim ? 0.0F : 2.5F / static_cast<float>(1 + row / 2));
         }
@@ -86,6 +86,7 @@ Artifact make_artifact_with_basis() {
     Artifact artifact = make_artifact();
     for (LayerArtifact& layer : artifact.layers) {
         add_basis(layer.k, layer.n_head_kv);
+        layer.k.loss_of_noise = 1.25F;
     }
     return artifact;
 }
@@ -209,11 +210,13 @@ TEST_F(ArtifactTest, RefusesAnInsaneBasis) {
     expect([&](SideArtifact& k) { k.variance[0] = infinity; }, "the variance of head 0");
     expect([&](SideArtifact& k) { k.variance[4] = nan; }, "the variance of head 1");
     expect([&](SideArtifact& k) { k.variance[7] = nan; }, "the variance of head 1");
-    expect([](SideArtifact& k) { k.basis[0] = 0x7C00; }, "the basis of head 0 is not orthonormal; train it again");
+    expect([](SideArtifact& k) { k.basis[0] = 0x7C00; }, "the basis of head 0 has no usable inverse; train it again");
     expect([](SideArtifact& k) { k.basis[31] = 0x7E00; }, "the basis of head 1");
-    expect([](SideArtifact& k) { k.basis[16] = float_to_half(half_to_float(k.basis[16]) + 0.1F); }, "head 1");
     expect([](SideArtifact& k) { std::copy_n(k.basis.begin(), 4, k.basis.begin() + 4); }, "the basis of head 0");
     expect([](SideArtifact& k) { std::fill_n(k.basis.begin(), 4, 0); }, "the basis of head 0");
+    expect([](SideArtifact& k) { k.loss_of_noise = 0.0F; }, "the loss of noise");
+    expect([&](SideArtifact& k) { k.loss_of_noise = nan; }, "the loss of noise");
+    expect([&](SideArtifact& k) { k.loss_of_noise = infinity; }, "the loss of noise");
 }
 
 TEST_F(ArtifactTest, RefusesABasisOfTheWrongShape) {

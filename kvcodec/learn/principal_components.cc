@@ -36,8 +36,8 @@ void add_multiple(double factor, const double* x, size_t n, double* y) {
     }
 }
 
-/// sum x x^T / n over the finite rows x.
-Matrix second_moments(std::span<const float> rows, size_t dim) {
+/// sum x x^T over the finite rows x, and their number.
+std::pair<Matrix, size_t> sum_of_squares(std::span<const float> rows, size_t dim) {
     constexpr size_t kBatch = 4;  // rows added at a time, so that a sum is loaded and stored once for all of them
     Matrix moments(dim);
     std::vector<double> batch(kBatch * dim);
@@ -65,11 +65,10 @@ Matrix second_moments(std::span<const float> rows, size_t dim) {
     add_batch();
     for (size_t i = 0; i < dim; ++i) {
         for (size_t j = 0; j <= i; ++j) {
-            moments.row(i)[j] /= static_cast<double>(std::max<size_t>(n, 1));
             moments.row(j)[i] = moments.row(i)[j];
         }
     }
-    return moments;
+    return {std::move(moments), n};
 }
 
 /// A symmetric tridiagonal matrix T and the orthogonal Q with A = Q^T T Q of the matrix A that it was made from.
@@ -189,28 +188,88 @@ void diagonalise(Tridiagonal& t) {
     }
 }
 
-}  // namespace
+/// Eigenvalues, descending, and eigenvectors, the rows of a matrix, of a symmetric one.
+struct Eigen {
+    std::vector<double> values;
+    Matrix vectors;
+};
 
-PrincipalComponents find_principal_components(std::span<const float> rows, size_t dim) {
-    Tridiagonal t = reduce(second_moments(rows, dim));
+Eigen eigen(Matrix symmetric) {
+    const size_t dim = symmetric.n;
+    Tridiagonal t = reduce(std::move(symmetric));
     diagonalise(t);
-
     std::vector<size_t> order(dim);
     std::iota(order.begin(), order.end(), size_t{0});
     std::ranges::stable_sort(order, [&](size_t a, size_t b) { return t.diagonal[a] > t.diagonal[b]; });
-    PrincipalComponents components;
-    components.basis.reserve(dim * dim);
-    for (const size_t j : order) {
-        const double* direction = t.q.row(j);
+    Eigen result{{}, Matrix(dim)};
+    for (size_t j = 0; j < dim; ++j) {
+        const double* direction = t.q.row(order[j]);
         const double* largest =
             std::max_element(direction, direction + dim, [](double a, double b) { return std::abs(a) < std::abs(b); });
         const double sign = *largest < 0.0 ? -1.0 : 1.0;
-        for (size_t i = 0; i < dim; ++i) {
-            components.basis.push_back(static_cast<float>(sign * direction[i]));
-        }
-        components.variance.push_back(static_cast<float>(std::max(t.diagonal[j], 0.0)));
+        std::transform(direction, direction + dim, result.vectors.row(j), [&](double v) { return sign * v; });
+        result.values.push_back(std::max(t.diagonal[order[j]], 0.0));
     }
-    return components;
+    return result;
+}
+
+std::vector<float> floats(std::span<const double> values) {
+    return {values.begin(), values.end()};
+}
+
+Matrix covariance(std::span<const float> rows, size_t dim) {
+    auto [moments, n] = sum_of_squares(rows, dim);
+    for (double& value : moments.values) {
+        value /= static_cast<double>(std::max<size_t>(n, 1));
+    }
+    return std::move(moments);
+}
+
+}  // namespace
+
+std::vector<double> second_moments(std::span<const float> rows, size_t dim) {
+    return sum_of_squares(rows, dim).first.values;
+}
+
+PrincipalComponents find_principal_components(std::span<const float> rows, size_t dim) {
+    const Eigen found = eigen(covariance(rows, dim));
+    return {floats(found.vectors.values), floats(found.values)};
+}
+
+WeightedComponents find_weighted_components(std::span<const float> rows, std::span<const double> readers, size_t dim,
+                                            const Tempering& tempering) {
+    Matrix moments(dim);
+    std::ranges::copy(readers, moments.values.begin());
+    Eigen weight = eigen(std::move(moments));
+    const double mean = std::accumulate(weight.values.begin(), weight.values.end(), 0.0) / static_cast<double>(dim);
+    for (double& value : weight.values) {
+        value = (mean > 0.0 ? std::pow(value / mean, tempering.power) : 1.0) + tempering.floor;
+    }
+    // W = diag(sqrt(value)) U: its second moments of rows are those of x between W and W^T.
+    const Matrix x = covariance(rows, dim);
+    Matrix half(dim), weighted(dim);
+    for (size_t i = 0; i < dim; ++i) {
+        for (size_t k = 0; k < dim; ++k) {
+            add_multiple(std::sqrt(weight.values[i]) * weight.vectors.row(i)[k], x.row(k), dim, half.row(i));
+        }
+    }
+    for (size_t i = 0; i < dim; ++i) {
+        for (size_t j = 0; j <= i; ++j) {
+            weighted.row(i)[j] = weighted.row(j)[i] =
+                std::sqrt(weight.values[j]) * dot(half.row(i), weight.vectors.row(j), dim);
+        }
+    }
+    const Eigen found = eigen(std::move(weighted));
+    // Row j: W^-1 times direction j, W^-1 = U^T diag(1 / sqrt(value)).
+    Matrix basis(dim);
+    for (size_t j = 0; j < dim; ++j) {
+        for (size_t k = 0; k < dim; ++k) {
+            add_multiple(found.vectors.row(j)[k] / std::sqrt(weight.values[k]), weight.vectors.row(k), dim,
+                         basis.row(j));
+        }
+    }
+    return {floats(basis.values), floats(found.values),
+            std::accumulate(weight.values.begin(), weight.values.end(), 0.0) / static_cast<double>(dim)};
 }
 
 }  // namespace kvcodec

@@ -197,5 +197,79 @@ TEST(PrincipalComponents, TheLargestDimension) {
     expect_sound(find_principal_components(rows, kDim), kDim);
 }
 
+/// [dim, dim] of the readers' energies along the directions of a basis.
+std::vector<double> planted_moments(const std::vector<float>& basis, const std::vector<float>& energy) {
+    return second_moments(planted_rows(basis, energy), energy.size());
+}
+
+TEST(WeightedComponents, ReadersOfZeroCountAllDirectionsAlike) {
+    constexpr size_t kDim = 24;
+    std::vector<float> variance(kDim);
+    for (size_t j = 0; j < kDim; ++j) {
+        variance[j] = std::pow(0.8F, static_cast<float>(j));
+    }
+    const std::vector<float> rows = planted_rows(random_basis(kDim, 1), variance);
+    const WeightedComponents found = find_weighted_components(rows, std::vector<double>(kDim * kDim), kDim, {1.0, 0.0});
+    const PrincipalComponents expected = find_principal_components(rows, kDim);
+    EXPECT_DOUBLE_EQ(found.mean_weight, 1.0);
+    for (size_t i = 0; i < kDim * kDim; ++i) {
+        EXPECT_NEAR(std::abs(found.basis[i]), std::abs(expected.basis[i]), 1e-4F);
+    }
+    for (size_t j = 0; j < kDim; ++j) {
+        EXPECT_NEAR(found.variance[j], expected.variance[j], 1e-5F);
+    }
+}
+
+// x = sum of y_j row_j: errors of y are those that the readers see, y is uncorrelated, and the directions give x back.
+TEST(WeightedComponents, ErrorsCountAsTheReadersSeeThem) {
+    for (const size_t dim : {1, 2, 7, 16, 64}) {
+        std::vector<float> variance(dim), energy(dim);
+        for (size_t j = 0; j < dim; ++j) {
+            variance[j] = 3.0F * std::pow(0.9F, static_cast<float>(j));
+            energy[j] = 5.0F * std::pow(0.8F, static_cast<float>(j));
+        }
+        const std::vector<float> rows = planted_rows(random_basis(dim, 2), variance);
+        const std::vector<double> readers = planted_moments(random_basis(dim, 3), energy);
+        const WeightedComponents found = find_weighted_components(rows, readers, dim, {1.0, 0.0});
+        double mean = 0.0;
+        for (size_t i = 0; i < dim; ++i) {
+            mean += readers[i * dim + i] / static_cast<double>(dim);
+        }
+        // basis readers basis^T / mean = I, and basis^T diag(variance) basis = the second moments of the rows.
+        const std::vector<double> moments = second_moments(rows, dim);
+        for (size_t i = 0; i < dim; ++i) {
+            for (size_t j = 0; j < dim; ++j) {
+                double product = 0.0, moment = 0.0;
+                for (size_t a = 0; a < dim; ++a) {
+                    moment +=
+                        double{found.variance[a]} * double{found.basis[a * dim + i]} * double{found.basis[a * dim + j]};
+                    for (size_t b = 0; b < dim; ++b) {
+                        product += double{found.basis[i * dim + a]} * readers[a * dim + b] *
+                                   double{found.basis[j * dim + b]} / mean;
+                    }
+                }
+                EXPECT_NEAR(product, i == j ? 1.0 : 0.0, 1e-3) << dim;
+                EXPECT_NEAR(moment, moments[i * dim + j] / static_cast<double>(2 * dim), 1e-3) << dim;
+            }
+        }
+        EXPECT_TRUE(std::ranges::is_sorted(found.variance, std::greater<>()));
+        EXPECT_NEAR(found.mean_weight, 1.0, 1e-9);
+    }
+}
+
+TEST(WeightedComponents, TemperingBoundsWhatIsLost) {
+    constexpr size_t kDim = 16;
+    std::vector<float> energy(kDim);
+    energy[0] = 1.0F;  // all readers look one way
+    const std::vector<float> rows = planted_rows(random_basis(kDim, 4), std::vector(kDim, 1.0F));
+    const Tempering tempering;
+    const WeightedComponents found =
+        find_weighted_components(rows, planted_moments(random_basis(kDim, 5), energy), kDim, tempering);
+    EXPECT_NEAR(found.variance.front(), std::pow(kDim, tempering.power) + tempering.floor, 1e-3);
+    EXPECT_NEAR(found.variance[1], tempering.floor, 1e-4);
+    EXPECT_NEAR(found.variance.back(), tempering.floor, 1e-4);
+    EXPECT_NEAR(found.mean_weight, std::pow(kDim, tempering.power) / kDim + tempering.floor, 1e-4);
+}
+
 }  // namespace
 }  // namespace kvcodec

@@ -82,7 +82,7 @@ struct Side {
         for (const uint32_t candidate : ScalarCodec::kBits) {
             if (scalar && candidate == bits.value_or(candidate)) {
                 plans.push_back({candidate, ScalarCodec::bytes_of(artifact->dim, candidate),
-                                 ScalarCodec::expected_loss(candidate)});
+                                 ScalarCodec::expected_loss(candidate) * artifact->loss_of_noise});
             }
         }
         if (transform) {

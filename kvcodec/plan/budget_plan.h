@@ -16,7 +16,7 @@ namespace kvcodec {
 struct SidePlan {
     std::optional<uint32_t> scalar_bits;  ///< by the scalar codec; nothing: by the transform
     size_t code_bytes = 0;                ///< of one head's vector
-    double loss = 0;                      ///< expected share of the variance around the mean
+    double loss = 0;                      ///< expected; see SideArtifact::basis
 };
 
 struct LayerPlan {

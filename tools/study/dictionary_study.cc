@@ -15,7 +15,6 @@
 #include <random>
 #include <span>
 #include <string>
-#include <thread>
 #include <vector>
 
 #include "kvcodec/artifact/model_info.h"
@@ -25,13 +24,15 @@
 #include "kvcodec/learn/dictionary_learning.h"
 #include "kvcodec/learn/principal_components.h"
 #include "tools/harvest.h"
+#include "tools/study/measure.h"
 
 namespace kvcodec {
 namespace {
 
-constexpr size_t kLayers = 5;  // so many of the model's, evenly spread
-constexpr size_t kAtoms = 1024;
-constexpr size_t kSparsity = 8;
+using study::energy_of;
+using study::kAtoms;
+using study::kSparsity;
+using study::Means;
 
 // ---- rows ----------------------------------------------------------------------------------------------------------
 
@@ -47,11 +48,6 @@ struct Text {
     std::string name;
     std::vector<HarvestedLayer> layers;
 };
-
-double energy_of(std::span<const float> x) {
-    return std::transform_reduce(x.begin(), x.end(), 0.0, std::plus<>(),
-                                 [](float v) { return static_cast<double>(v) * static_cast<double>(v); });
-}
 
 /// Rows of `text` without the mean of `trained`, keys turned to random positions of the context.
 Sides rows_of(const Text& text, const Text& trained, uint32_t n_positions) {
@@ -76,22 +72,6 @@ Sides rows_of(const Text& text, const Text& trained, uint32_t n_positions) {
         }
     }
     return sides;
-}
-
-Text harvest(const ModelInfo& model, const std::string& name, const std::string& file, size_t n_tokens) {
-    HarvestOptions options;
-    if (!file.empty()) {
-        options.text_files = {file};
-    }
-    options.n_tokens = n_tokens;
-    options.n_threads = std::max(1U, std::thread::hardware_concurrency());
-    Harvest harvested = Harvester(model, options).harvest();
-    Text text{name, {}};
-    for (size_t i = 0; i < kLayers; ++i) {
-        text.layers.push_back(std::move(harvested.layers[i * (harvested.layers.size() - 1) / (kLayers - 1)]));
-    }
-    fmt::print(stderr, "{}: {} tokens\n", name, harvested.n_tokens);
-    return text;
 }
 
 // ---- dictionaries --------------------------------------------------------------------------------------------------
@@ -381,14 +361,6 @@ double quantised_error(const Dictionary& atoms, size_t dim, std::span<const floa
 size_t code_bytes(size_t sparsity) {
     return Packing::code_bytes(kAtoms, sparsity, CoefficientFormat::kSigned4, CodeLayout::kPacked);
 }
-
-/// Means over layers of a measurement of each side.
-struct Means {
-    double k = 0.0, v = 0.0;
-
-    void add(size_t side, double value) { (side % 2 == 0 ? k : v) += value / static_cast<double>(kLayers); }
-    std::string text() const { return fmt::format("{:.3f} / {:.3f}", k, v); }
-};
 
 /// measure(side) of every side of the rows.
 template <typename Measure>
@@ -726,14 +698,14 @@ int run(std::span<char*> arguments) {
     std::vector<Text> texts;
     for (const std::string text : arguments.subspan(3)) {
         const size_t mark = text.find('=');
-        texts.push_back(
-            harvest(model, text.substr(0, mark), mark == std::string::npos ? "" : text.substr(mark + 1), n_tokens));
+        const std::string file = mark == std::string::npos ? "" : text.substr(mark + 1);
+        texts.push_back({text.substr(0, mark), study::harvest_layers(model, file, n_tokens)});
     }
     fmt::print(
         "Errors are ||x - x̂|| / ||x||, mean removed, K / V, means over {} layers of {}; {} tokens of each text, half "
         "to train on and half to "
         "test on; keys at random positions.\n\n",
-        kLayers, model.name, n_tokens);
+        study::kLayers, model.name, n_tokens);
     Study(std::move(texts), model.n_ctx_train).print();
     return 0;
 }

@@ -8,9 +8,11 @@
 #include <cstring>
 #include <numbers>
 #include <numeric>
+#include <optional>
 
 #include "kvcodec/attend/gemm.h"
 #include "kvcodec/codec/shrinkage.h"
+#include "kvcodec/codec/transform/inverse.h"
 #include "kvcodec/error.h"
 
 // Scalable vectors cannot be kept in arrays; ARM machines with SVE run the NEON code.
@@ -306,9 +308,20 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         throw Error("the transform codec has codes of 2 to " + std::to_string(max_code_bytes(dim)) +
                     " bytes for vectors of " + std::to_string(dim) + ", not " + std::to_string(code_bytes));
     }
+    const std::optional<std::vector<double>> columns = inverse(basis, dim);  // column j turns x into y_j
+    if (!columns) {
+        throw Error("the directions of the transform are not independent");
+    }
     format_.dim = dim;
     format_.code_bytes = code_bytes;
     format_.bits = allocate(variance, code_bytes);
+    for (size_t j = 0; j < dim; ++j) {
+        const float* row = &basis[j * dim];
+        const double energy = std::inner_product(row, row + dim, row, 0.0) * static_cast<double>(variance[j]);
+        expected_.energy += energy;
+        expected_.lost +=
+            energy * (j / kGroup < format_.bits.size() ? Trellis::levels(format_.bits[j / kGroup]).loss : 1);
+    }
     for (size_t plane = 0; plane < kMaxBits; ++plane) {
         format_.plane_bytes[plane] =
             static_cast<size_t>(std::ranges::count_if(format_.bits, [&](uint8_t bits) { return bits > plane; }));
@@ -337,7 +350,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
             energy += kept / static_cast<float>(size);
             for (size_t i = 0; i < dim; ++i) {
                 up[k * dim + i] = basis[(begin + k) * dim + i] * std::sqrt(kept) * unit;
-                down[k * dim + i] = basis[(begin + k) * dim + i] / std::sqrt(kept);
+                down[k * dim + i] = static_cast<float>((*columns)[i * dim + begin + k]) / std::sqrt(kept);
             }
         }
         energy_.insert(energy_.end(), size, energy);

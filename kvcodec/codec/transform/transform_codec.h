@@ -13,10 +13,10 @@
 
 namespace kvcodec {
 
-/// What a code means: x = sum over j of scale * level_j * row_j of the synthesis. Rows are principal components times
-/// their deviations, mixed where bits are equal by an orthonormal Walsh-Hadamard matrix in blocks of powers of two, the
-/// largest first: what is quantised is then nearer to Gaussian than the components are. A deviation counts as at least
-/// 1 / sqrt(kMostSpread) of its block's root mean square. Rows of the synthesis have the gain of their bits.
+/// What a code means: x = sum over j of scale * level_j * row_j of the synthesis. Rows are components of the basis
+/// times their deviations, mixed where bits are equal by an orthonormal Walsh-Hadamard matrix in blocks of powers of
+/// two, the largest first: what is quantised is then nearer to Gaussian than the components are. A deviation counts as
+/// at least 1 / sqrt(kMostSpread) of its block's root mean square. Rows of the synthesis have the gain of their bits.
 ///
 /// Components are in order of variance and share bits in groups of kGroup, never more than the group before. A code is
 /// one plane of bits after the other: plane p has bit p of the indices of all groups with more than p bits, component i
@@ -49,15 +49,22 @@ struct TransformFormat {
 /// before RoPE.
 class TransformCodec final : public Codec {
   public:
-    /// basis: [dim, dim], row j = direction j, orthonormal, in descending order of variance [dim]. dim: a multiple of
-    /// 16, at most TransformFormat::kMaxDim. code_bytes: 2 to max_code_bytes(dim). unbias: see shrinkage.h; components
-    /// without bits stay zero.
+    /// basis: [dim, dim]: a vector is the sum over j of y_j times row j, and what counts is the error of y. Principal
+    /// components, for instance, or those of find_weighted_components(). variance: [dim] of y, descending. dim: a
+    /// multiple of 16, at most TransformFormat::kMaxDim. code_bytes: 2 to max_code_bytes(dim). unbias: see shrinkage.h;
+    /// components without bits stay zero. Throws Error where the basis has no inverse.
     TransformCodec(std::span<const float> basis, std::span<const float> variance, size_t code_bytes, bool before_rope,
                    float unbias = 0.0F);
 
     static size_t max_code_bytes(size_t dim) { return dim / TransformFormat::kGroup * TransformFormat::kMaxBits + 1; }
     /// Share of the variance that codes of this size lose where components are Gaussian, without gain.
     static double expected_loss(std::span<const float> variance, size_t code_bytes);
+    /// Mean energy of vectors whose y has this variance, and what codes lose of it.
+    struct Expected {
+        double energy = 0;
+        double lost = 0;
+    };
+    Expected expected() const { return expected_; }
 
     const TransformFormat& format() const { return format_; }
 
@@ -82,6 +89,7 @@ class TransformCodec final : public Codec {
     TransformFormat format_;
     std::vector<float> energy_;  // [n_active]: of a component's share, mean of its block
     TrellisEncoder trellis_;
+    Expected expected_;
     bool before_rope_;
 };
 

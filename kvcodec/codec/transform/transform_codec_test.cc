@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "kvcodec/codec/transform/inverse.h"
 #include "kvcodec/error.h"
 
 namespace kvcodec {
@@ -343,6 +344,57 @@ TEST(TransformCodec, GainUndoesShrinkage) {
     EXPECT_NEAR(slope(1.0F), 1.0, 0.01);
 }
 
+// Errors count along the directions whatever these are: y is coded as well as if the directions were the axes.
+TEST(TransformCodec, DirectionsNeedNotBeOrthogonal) {
+    constexpr size_t kDim = 64, kRows = 2000;
+    Source source(kDim, 0.93, 10);
+    std::vector<float> skewed(source.basis);
+    std::normal_distribution<float> normal(0.0F, 0.05F);
+    for (size_t j = 0; j < kDim; ++j) {
+        for (size_t i = 0; i < kDim; ++i) {
+            skewed[j * kDim + i] =
+                skewed[j * kDim + i] * (0.3F + 0.1F * static_cast<float>(j % 9)) + normal(source.rng);
+        }
+    }
+    std::vector<float> axes(kDim * kDim);
+    for (size_t j = 0; j < kDim; ++j) {
+        axes[j * kDim + j] = 1.0F;
+    }
+    const std::vector<float> rotated = source.draw(kRows);
+    std::vector<float> y(kRows * kDim), x(kRows * kDim);
+    for (size_t row = 0; row < kRows; ++row) {
+        for (size_t j = 0; j < kDim; ++j) {
+            const float along =
+                std::inner_product(&source.basis[j * kDim], &source.basis[j * kDim] + kDim, &rotated[row * kDim], 0.0F);
+            y[row * kDim + j] = along;
+            for (size_t i = 0; i < kDim; ++i) {
+                x[row * kDim + i] += along * skewed[j * kDim + i];
+            }
+        }
+    }
+    const auto inverted = inverse(skewed, kDim);
+    ASSERT_TRUE(inverted.has_value());
+    for (const size_t code_bytes : {size_t{9}, size_t{17}, size_t{25}}) {
+        const TransformCodec codec(skewed, source.variance, code_bytes, true);
+        const TransformCodec plain(axes, source.variance, code_bytes, true);
+        const std::vector<float> decoded = decode(codec, encode(codec, x), kRows);
+        const double expected = relative_error(y, decode(plain, encode(plain, y), kRows));
+        std::vector<float> along(kRows * kDim);
+        for (size_t row = 0; row < kRows; ++row) {
+            for (size_t j = 0; j < kDim; ++j) {
+                double sum = 0.0;
+                for (size_t i = 0; i < kDim; ++i) {
+                    sum += double{decoded[row * kDim + i]} * (*inverted)[i * kDim + j];
+                }
+                along[row * kDim + j] = static_cast<float>(sum);
+            }
+        }
+        EXPECT_NEAR(relative_error(y, along), expected, 0.01 * expected);
+        const double share = codec.expected().lost / codec.expected().energy;
+        EXPECT_NEAR(relative_error(x, decoded), share, 0.05 * share);
+    }
+}
+
 TEST(TransformCodec, RefusesWhatItCannotDo) {
     Source source(64, 0.9, 8);
     EXPECT_THROW(TransformCodec(source.basis, source.variance, 1, true), Error);
@@ -350,6 +402,9 @@ TEST(TransformCodec, RefusesWhatItCannotDo) {
     EXPECT_THROW(TransformCodec(std::span<const float>(source.basis).first(72 * 8), source.variance, 17, true), Error);
     const std::vector<float> odd(72);
     EXPECT_THROW(TransformCodec(std::vector<float>(72 * 72), odd, 17, true), Error);
+    std::vector<float> twice(source.basis);
+    std::copy_n(twice.begin(), 64, twice.begin() + 64);
+    EXPECT_THROW(TransformCodec(twice, source.variance, 17, true), Error);
     const TransformCodec codec(source.basis, source.variance, 17, true);
     EXPECT_EQ(codec.space(), 0U);  // before RoPE
 }

@@ -1,0 +1,38 @@
+#include "tools/study/measure.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <functional>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+namespace kvcodec::study {
+
+double energy_of(std::span<const float> x) {
+    return std::transform_reduce(x.begin(), x.end(), 0.0, std::plus<>(),
+                                 [](float v) { return static_cast<double>(v) * static_cast<double>(v); });
+}
+
+std::vector<HarvestedLayer> harvest_layers(const ModelInfo& model, const std::string& file, size_t n_tokens) {
+    HarvestOptions options;
+    if (!file.empty()) {
+        options.text_files = {file};
+    }
+    options.n_tokens = n_tokens;
+    options.n_threads = std::max(1U, std::thread::hardware_concurrency());
+    Harvest harvested = Harvester(model, options).harvest();
+    std::vector<HarvestedLayer> layers;
+    for (size_t i = 0; i < kLayers; ++i) {
+        layers.push_back(std::move(harvested.layers[i * (harvested.layers.size() - 1) / (kLayers - 1)]));
+    }
+    fmt::print(stderr, "{}: {} tokens\n", harvested.source, harvested.n_tokens);
+    return layers;
+}
+
+std::string Means::text() const {
+    return fmt::format("{:.3f} / {:.3f}", k, v);
+}
+
+}  // namespace kvcodec::study

@@ -260,8 +260,8 @@ CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& pla
         choice.heads.push_back(std::move(codec));
     }
     choice.codec = choice.heads[0];
-    const double kept = std::max(expected.energy - expected.lost, 1e-20);
-    choice.expected_error = static_cast<float>(std::sqrt(expected.lost / kept));  // with all of the gain
+    const double share = expected.energy > 0 ? std::min(expected.lost / expected.energy, 0.999) : 0.0;
+    choice.expected_error = static_cast<float>(std::sqrt(share / (1 - share)));  // with all of the gain
     return choice;
 }
 

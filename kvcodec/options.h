@@ -29,7 +29,7 @@ struct Options {
         kAuto,        ///< scalar from 3 bits an element on, below that what the artifact is best at
         kDictionary,  ///< needs an artifact
         kScalar,      ///< needs no artifact, but uses the means of one
-        kTransform,   ///< along the artifact's principal components: keys, before RoPE, and often values
+        kTransform,   ///< along the artifact's directions: keys, before RoPE, and often values
         kNone,        ///< every layer passes through
         kToken,       ///< baselines that code, see docs/baselines.md
         kKivi,

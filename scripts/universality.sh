@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # What dictionaries and principal directions learned from one kind of text are worth on another: the tables of
-# docs/results/dictionaries.md. About an hour on two cores.
+# docs/results/dictionaries.md and their pictures. About an hour on two cores.
 #     scripts/universality.sh MODEL.gguf DATA
+# TABLES: a pattern of the titles of tables, all by default.
 # DATA is a folder with wiki-train.txt, wikitext2-valid.txt, moby-dick.txt, pud-french.txt, pud-hindi.txt,
 # pud-chinese.txt and gsm8k-test.jsonl. Code is llama.cpp's own.
 source "$(dirname "$0")/common.sh"
@@ -23,7 +24,7 @@ for line in open(sys.argv[1]):
     print(problem["question"], problem["answer"], sep="\n", end="\n\n")' "$data/gsm8k-test.jsonl" > "$work/maths.txt"
 
 cmake --build build/release --target kvcodec_dictionary_study >&2
-build/release/tools/kvcodec_dictionary_study "$model" 6144 own= wikipedia="$data/wiki-train.txt" \
+build/release/tools/kvcodec_dictionary_study "$model" 6144 docs/results "${TABLES:-.}" own= wikipedia="$data/wiki-train.txt" \
     code="$work/code.txt" maths="$work/maths.txt" fiction="$data/moby-dick.txt" french="$data/pud-french.txt" \
     hindi="$data/pud-hindi.txt" chinese="$data/pud-chinese.txt"
 

@@ -18,6 +18,7 @@ void add_inspect_command(CLI::App& app);
 void add_run_command(CLI::App& app, std::vector<std::string> program);
 #ifdef KVCODEC_WITH_LLAMA
 void add_train_command(CLI::App& app);
+void add_lowrank_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 #endif
 

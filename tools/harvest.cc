@@ -7,6 +7,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <map>
 #include <memory>
 #include <optional>
@@ -193,7 +194,7 @@ std::vector<float> read_rows(const ggml_tensor* t, size_t n_rows, size_t row_siz
 // Collects what the evaluation callback is shown.
 class Collector {
   public:
-    explicit Collector(const ModelInfo& model) : model_(model) {}
+    Collector(const ModelInfo& model, uint64_t seed) : model_(model), random_(std::mt19937_64::default_seed + seed) {}
 
     /// Before each llama_decode of a batch that fits one micro-batch.
     void expect(const llama_batch& batch) {
@@ -225,9 +226,6 @@ class Collector {
             } else if (state.rows.k.n_tokens() == 0 || state.rows.v.n_tokens() == 0) {
                 harvest.skipped.push_back(fmt::format("layer {} is left out: it has no pair of K and V", layer));
             } else {
-                for (double& moment : state.rows.query_moments) {
-                    moment *= static_cast<double>(state.rows.k.n_head()) / static_cast<double>(state.n_queries);
-                }
                 harvest.layers.push_back(std::move(state.rows));
             }
         }
@@ -239,7 +237,6 @@ class Collector {
     struct LayerState {
         HarvestedLayer rows;
         Rope rope;
-        size_t n_queries = 0;
         std::string problem;
     };
 
@@ -280,43 +277,49 @@ class Collector {
     // Must not throw. q: [head_dim, tokens of a stream, heads, streams], rotated. Layers whose queries are not as
     // expected do without.
     void take_queries(uint32_t layer, const ggml_tensor* q) {
-        LayerState& state = layers_[layer];
+        const auto known = layers_.find(layer);
+        if (known == layers_.end() || !known->second.problem.empty()) {
+            return;
+        }
+        LayerState& state = known->second;
         const size_t dim = state.rows.k.dim(), n_head_kv = state.rows.k.n_head();
         const auto n_head = static_cast<size_t>(q->ne[2]);
-        if (!state.problem.empty() || q->type != GGML_TYPE_F32 || q->ne[0] != static_cast<int64_t>(dim) ||
-            n_head_kv == 0 || n_head % n_head_kv != 0 ||
-            q->ne[1] * q->ne[3] != static_cast<int64_t>(positions_.size())) {
+        if (q->type != GGML_TYPE_F32 || q->ne[0] != static_cast<int64_t>(dim) || n_head_kv == 0 ||
+            n_head % n_head_kv != 0 || q->ne[1] * q->ne[3] != static_cast<int64_t>(positions_.size())) {
             return;
         }
         try {
-            std::vector<float> queries(positions_.size() * dim);
+            const size_t group = n_head / n_head_kv;
+            std::vector<float> queries(positions_.size() * group * dim);
             state.rows.query_moments.resize(n_head_kv * dim * dim);
-            for (size_t head = 0; head < n_head; ++head) {
+            for (size_t head_kv = 0; head_kv < n_head_kv; ++head_kv) {
                 size_t n = 0;
-                for (size_t token = 0; token < positions_.size(); ++token) {
-                    if (positions_[token] < kSinks) {
-                        continue;
-                    }
-                    float* row = &queries[n++ * dim];
-                    const size_t in_stream = token % static_cast<size_t>(q->ne[1]);
-                    const size_t stream = token / static_cast<size_t>(q->ne[1]);
-                    ggml_backend_tensor_get(q, row, in_stream * q->nb[1] + head * q->nb[2] + stream * q->nb[3],
-                                            dim * sizeof(float));
-                    if (state.rope.rotates()) {
-                        const double octaves = std::log2(static_cast<double>(std::max(model_.n_ctx_train, 2U)));
-                        const double distance = std::exp2(std::uniform_real_distribution(0.0, octaves)(random_));
-                        state.rope.unrotate(row, positions_[token] - static_cast<int64_t>(distance));
+                for (size_t i = 0; i < positions_.size() * group; ++i) {
+                    const size_t token = i / group, head = head_kv * group + i % group;
+                    if (positions_[token] >= kSinks) {
+                        float* row = &queries[n++ * dim];
+                        const size_t in_stream = token % static_cast<size_t>(q->ne[1]);
+                        const size_t stream = token / static_cast<size_t>(q->ne[1]);
+                        ggml_backend_tensor_get(q, row, in_stream * q->nb[1] + head * q->nb[2] + stream * q->nb[3],
+                                                dim * sizeof(float));
+                        turn_to_key(state.rope, row, positions_[token]);
                     }
                 }
                 const std::vector<double> moments = second_moments(std::span(queries).first(n * dim), dim);
-                double* sum = &state.rows.query_moments[head * n_head_kv / n_head * dim * dim];
-                for (size_t i = 0; i < dim * dim; ++i) {
-                    sum[i] += moments[i];
-                }
-                state.n_queries += n;
+                double* sums = &state.rows.query_moments[head_kv * dim * dim];
+                std::transform(moments.begin(), moments.end(), sums, sums, std::plus<>());
             }
         } catch (const std::exception& error) {
             state.problem = error.what();
+        }
+    }
+
+    // From a query at `position` to what meets a key before RoPE: the key's rotation, transposed.
+    void turn_to_key(const Rope& rope, float* q, llama_pos position) {
+        if (rope.rotates()) {
+            const double octaves = std::log2(static_cast<double>(std::max(model_.n_ctx_train, 2U)));
+            const double distance = std::exp2(std::uniform_real_distribution(0.0, octaves)(random_));
+            rope.rotate(q, static_cast<int64_t>(distance) - position);
         }
     }
 
@@ -465,7 +468,7 @@ std::vector<float> HarvestedRows::residuals() const {
 class Harvester::Implementation {
   public:
     Implementation(const ModelInfo& info, const HarvestOptions& options)
-        : options_(options), model_(load_llama_model(info.path)), collector_(info) {
+        : options_(options), model_(load_llama_model(info.path)), collector_(info, options.seed) {
         options_.ctx_size = std::min(options.ctx_size, static_cast<size_t>(llama_model_n_ctx_train(model_.get())));
         if (!options_.text_files.empty()) {
             windows_ = text_windows(vocab(), options_);

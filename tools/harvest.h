@@ -1,4 +1,4 @@
-// Runs a model through libllama and collects the K and V rows that its cache would be given.
+// Runs a model through libllama and collects the K and V rows that its cache would be given, and how queries read them.
 #pragma once
 
 #include <atomic>
@@ -45,8 +45,9 @@ struct HarvestedLayer {
     RopeParams rope;
     HarvestedRows k;  ///< before RoPE
     HarvestedRows v;
-    /// [n_head_kv, dim, dim] means of q q^T over the queries that read each KV head, turned to where a key before RoPE
-    /// would meet them, at distances from 1 to the model's context, alike in all octaves. Empty if none were seen.
+    /// [n_head_kv, dim, dim] sums of q q^T over the queries that read each KV head, turned to where a key before RoPE
+    /// would meet them, at distances from 1 to the model's context, alike in all octaves (sliding
+    /// windows are not known here). Empty if none were seen.
     std::vector<double> query_moments;
 };
 

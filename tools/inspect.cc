@@ -56,8 +56,8 @@ TokenBytes token_bytes(const Artifact& artifact, size_t sparsity) {
     return bytes;
 }
 
-/// The share of K's dimensions, along its principal directions before RoPE, that carry kConcentrated of the variance:
-/// the mean of the heads. Nothing if the artifact has no directions.
+/// The share of K's dimensions, along its directions before RoPE, that carry kConcentrated of the variance, as
+/// weighted: the mean of the heads. Nothing if the artifact has no directions.
 std::optional<double> concentration(const LayerArtifact& layer) {
     const std::vector<float>& variance = layer.k.variance;
     if (variance.empty()) {

@@ -36,6 +36,7 @@ int run(std::vector<std::string> arguments) {
     kvcodec::add_inspect_command(app);
 #ifdef KVCODEC_WITH_LLAMA
     kvcodec::add_train_command(app);
+    kvcodec::add_lowrank_command(app);
     kvcodec::add_eval_command(app);
 #endif
     try {

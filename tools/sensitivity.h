@@ -21,8 +21,8 @@ struct SensitivityOptions {
 };
 
 /// Fills in SideArtifact::sensitivity of every layer: the mean KL divergence from an f16 cache when that side alone is
-/// coded with 2 bits by the scalar codec, over the loss of that. Two passes of the model over
-/// the sequences for each layer. Throws Error; the artifact is changed only when all is measured.
+/// coded with 2 bits by the scalar codec, over the loss of that. Two passes of the model over the sequences for each
+/// layer. Throws Error; the artifact is changed only when all is measured.
 void measure_sensitivity(Artifact& artifact, const SensitivityOptions& options);
 
 }  // namespace kvcodec

@@ -1,4 +1,4 @@
-// `kvcodec train`: learns the dictionaries, means and principal directions of a model and writes its artifact.
+// `kvcodec train`: learns the dictionaries, means and directions of a model and writes its artifact.
 #include <fmt/format.h>
 #include <unistd.h>
 
@@ -31,16 +31,19 @@
 #include "kvcodec/learn/principal_components.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
-#include "tools/output_projection.h"
 #include "tools/plugin_path.h"
 #include "tools/progress.h"
 #include "tools/sensitivity.h"
+#include "tools/weights.h"
 
 namespace kvcodec {
 
 namespace fs = std::filesystem;
 
 namespace {
+
+/// How much directions count by what reads them.
+enum class Weighting : uint8_t { kNone, kTempered, kFull };
 
 struct TrainOptions {
     std::string model;
@@ -55,6 +58,7 @@ struct TrainOptions {
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     size_t ctx_size = 512;
     size_t sensitivity_tokens = 128;
+    Weighting weighting = Weighting::kTempered;
     uint64_t seed = 0;
 };
 
@@ -64,7 +68,6 @@ struct TrainOptions {
 struct Job {
     HarvestedLayer* layer;
     bool is_k;
-    std::vector<double> readers;  // see find_directions()
     SideArtifact side;
     std::string problem;
 };
@@ -85,23 +88,23 @@ std::vector<float> training_rows(const Job& job, uint32_t n_positions, uint64_t 
 }
 
 /// The directions along which each head's rows are coded, the variance along them and what noise loses. readers:
-/// [n_head, dim, dim] second moments of what takes products with the rows; empty: unknown, all directions count alike.
-void find_directions(const HarvestedRows& rows, std::vector<double> readers, SideArtifact& side) {
+/// [n_head, dim, dim] second moments of what takes products with the rows; empty: all directions count alike.
+void find_directions(const HarvestedRows& rows, std::span<const double> readers, const Tempering& tempering,
+                     SideArtifact& side) {
     const std::vector<float> residuals = rows.residuals();
-    const size_t dim = rows.dim();
-    readers.resize(rows.n_head() * dim * dim);
+    const size_t dim = rows.dim(), size = dim * dim;
+    const std::vector<double> none(readers.empty() ? size : 0);
     double noise = 0.0, all = 0.0;  // weighted energy of noise with the rows' energy, and of the rows
     std::vector<float> of_head(rows.n_tokens() * dim);
     for (size_t head = 0; head < rows.n_head(); ++head) {
         for (size_t token = 0; token < rows.n_tokens(); ++token) {
             std::copy_n(residuals.data() + (token * rows.n_head() + head) * dim, dim, of_head.data() + token * dim);
         }
-        const WeightedComponents components =
-            find_weighted_components(of_head, std::span(readers).subspan(head * dim * dim, dim * dim), dim);
+        const WeightedComponents components = find_weighted_components(
+            of_head, readers.empty() ? std::span(none) : readers.subspan(head * size, size), dim, tempering);
         std::ranges::transform(components.basis, std::back_inserter(side.basis), float_to_half);
         side.variance.insert(side.variance.end(), components.variance.begin(), components.variance.end());
-        const double energy = std::inner_product(of_head.begin(), of_head.end(), of_head.begin(), 0.0);
-        noise += components.mean_weight * energy / static_cast<double>(rows.n_tokens());
+        noise += components.mean_weight * components.energy;
         all += std::accumulate(components.variance.begin(), components.variance.end(), 0.0);
     }
     if (noise > 0.0 && all > 0.0) {
@@ -129,7 +132,13 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
     job.side.mean = rows.mean();
     job.side.levels.assign(learned.levels.begin(), learned.levels.end());
     job.side.heldout_error = learned.heldout_error;
-    find_directions(rows, std::move(job.readers), job.side);
+    std::vector<double> readers;
+    if (options.weighting != Weighting::kNone) {
+        readers = job.is_k ? std::move(job.layer->query_moments)
+                           : output_moments(GgufFile(model.path), model, job.layer->layer);
+    }
+    const Tempering full{1.0, 1e-3};
+    find_directions(rows, readers, options.weighting == Weighting::kFull ? full : Tempering(), job.side);
     rows.clear();
 }
 
@@ -162,10 +171,9 @@ void learn_all(std::vector<Job>& jobs, const ModelInfo& model, const TrainOption
 
 std::vector<LayerArtifact> learn_layers(Harvest& harvest, const ModelInfo& model, const TrainOptions& options) {
     std::vector<Job> jobs;
-    const GgufFile file(model.path);
     for (HarvestedLayer& layer : harvest.layers) {
-        jobs.push_back({&layer, true, std::move(layer.query_moments), {}, {}});
-        jobs.push_back({&layer, false, projection_moments(file, model, layer.layer), {}, {}});
+        jobs.push_back({&layer, true, {}, {}});
+        jobs.push_back({&layer, false, {}, {}});
     }
     learn_all(jobs, model, options);
     std::vector<LayerArtifact> layers;
@@ -355,6 +363,14 @@ void add_train_command(CLI::App& app) {
                      "Tokens to measure with how much errors in each layer matter; 0: do not")
         ->check(CLI::Range(0, 1 << 20))
         ->capture_default_str();
+    const std::map<std::string, Weighting> weightings = {
+        {"none", Weighting::kNone}, {"tempered", Weighting::kTempered}, {"full", Weighting::kFull}};
+    command
+        ->add_option("--weighting", options->weighting,
+                     "How much directions of the transform count by the queries and the output projection that read "
+                     "them; tempered: by the square root of that, and none for nothing")
+        ->transform(CLI::CheckedTransformer(weightings, CLI::ignore_case).description("none|tempered|full"))
+        ->default_str("tempered");
     command->add_option("--seed", options->seed, "Seed of all random choices")->capture_default_str();
     command->callback([options] { train(*options); });
 }

@@ -1,4 +1,4 @@
-// The artifact: what training makes for one model (dictionaries, means, principal directions), stored as GGUF.
+// The artifact: what training makes for one model (dictionaries, means, directions), stored as GGUF.
 #pragma once
 
 #include <cstddef>
@@ -26,9 +26,10 @@ struct SideArtifact {
     /// a small one. 0: not measured.
     float sensitivity = 0.0F;
     /// [n_head_kv, dim, dim] IEEE half precision: a vector without its mean (of K: before RoPE) is the sum over j of
-    /// y_j times row j of its head. Loss is the squared error of y over its energy: the directions are chosen so that
-    /// this is what the readers of the vectors, queries and the output projection, see of errors. Empty: none, as in
-    /// older artifacts; in some, rows are orthonormal and loss is the relative squared error of the vector itself.
+    /// y_j times row j of its head; rows are independent. Loss is the squared error of y over its energy. Training
+    /// chooses the directions so that loss is near to what the readers of the vectors, queries and the output
+    /// projection, see of errors (find_weighted_components); with orthonormal rows it is the relative squared error of
+    /// the vector. Empty: none, as in older artifacts.
     std::vector<uint16_t> basis;
     /// [n_head_kv, dim] of y: descending, finite, >= 0. Empty with basis.
     std::vector<float> variance;

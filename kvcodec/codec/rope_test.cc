@@ -2,7 +2,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -157,6 +159,23 @@ TEST_P(RopeTest, ShiftMovesRotatedKeys) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Modes, RopeTest, testing::ValuesIn(cases()), [](const auto& test) { return test.param.name; });
+
+// q . R_t k = R_-t q . k, magnitude included: how readers of keys before RoPE are found.
+TEST_P(RopeTest, TheOppositeRotationIsTheTransposedOne) {
+    const Rope rope(GetParam().params, GetParam().head_dim);
+    std::mt19937 random(4);
+    std::normal_distribution<float> normal;
+    for (const int64_t t : {0, 1, 77, 5000}) {
+        std::vector<float> q(GetParam().head_dim), k(GetParam().head_dim);
+        std::ranges::generate(q, [&] { return normal(random); });
+        std::ranges::generate(k, [&] { return normal(random); });
+        std::vector<float> rotated_k = k, turned_q = q;
+        rope.rotate(rotated_k.data(), t);
+        rope.rotate(turned_q.data(), -t);
+        const double expected = std::inner_product(q.begin(), q.end(), rotated_k.begin(), 0.0);
+        EXPECT_NEAR(std::inner_product(turned_q.begin(), turned_q.end(), k.begin(), 0.0), expected, 1e-3);
+    }
+}
 
 TEST(RopeErrors, RefusesWhatDoesNotFit) {
     EXPECT_THROW(Rope(plain(Pairing::kHalves, 128), 64), Error);

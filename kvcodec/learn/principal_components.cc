@@ -232,7 +232,13 @@ std::vector<double> second_moments(std::span<const float> rows, size_t dim) {
 }
 
 PrincipalComponents find_principal_components(std::span<const float> rows, size_t dim) {
-    const Eigen found = eigen(covariance(rows, dim));
+    return principal_components_of(covariance(rows, dim).values, dim);
+}
+
+PrincipalComponents principal_components_of(std::span<const double> moments, size_t dim) {
+    Matrix symmetric(dim);
+    std::ranges::copy(moments, symmetric.values.begin());
+    const Eigen found = eigen(std::move(symmetric));
     return {floats(found.vectors.values), floats(found.values)};
 }
 
@@ -243,7 +249,7 @@ WeightedComponents find_weighted_components(std::span<const float> rows, std::sp
     Eigen weight = eigen(std::move(moments));
     const double mean = std::accumulate(weight.values.begin(), weight.values.end(), 0.0) / static_cast<double>(dim);
     for (double& value : weight.values) {
-        value = (mean > 0.0 ? std::pow(value / mean, tempering.power) : 1.0) + tempering.floor;
+        value = (mean > 0.0 ? std::pow(value / mean, tempering.power) : 1.0) + tempering.offset;
     }
     // W = diag(sqrt(value)) U: its second moments of rows are those of x between W and W^T.
     const Matrix x = covariance(rows, dim);
@@ -268,8 +274,12 @@ WeightedComponents find_weighted_components(std::span<const float> rows, std::sp
                          basis.row(j));
         }
     }
-    return {floats(basis.values), floats(found.values),
-            std::accumulate(weight.values.begin(), weight.values.end(), 0.0) / static_cast<double>(dim)};
+    double energy = 0.0;
+    for (size_t i = 0; i < dim; ++i) {
+        energy += x.row(i)[i];
+    }
+    const double weights = std::accumulate(weight.values.begin(), weight.values.end(), 0.0);
+    return {floats(basis.values), floats(found.values), weights / static_cast<double>(dim), energy};
 }
 
 }  // namespace kvcodec

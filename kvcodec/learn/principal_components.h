@@ -18,15 +18,16 @@ struct WeightedComponents {
     /// [dim, dim]: a vector is the sum over j of y_j times row j. Errors in all y_j count alike.
     std::vector<float> basis;
     std::vector<float> variance;  ///< [dim] of y over the rows, descending, >= 0
-    double mean_weight = 1.0;     ///< mean over directions of what ||y||^2 makes of ||x||^2
+    double mean_weight = 1.0;     ///< mean of ||y||^2 over all directions of x with ||x|| = 1
+    double energy = 0.0;          ///< mean of ||x||^2 over the rows
 };
 
-/// The weight of a direction: power of its share among the readers, over the mean share, and floor. With power 1 and
-/// no floor, errors count as the readers see them on average. But readers differ, and what few of them see must not be
-/// lost: in KL divergence the values here do better (docs/results/codes.md).
+/// What an eigenvalue of the readers' moments makes a direction count: (value / mean value)^power + offset. With power
+/// 1 and hardly any offset, errors count as the readers see them on average. But readers differ, and what few of them
+/// see must not be lost: in KL divergence the values here do better (docs/results/codes.md).
 struct Tempering {
     double power = 0.5;
-    double floor = 0.3;
+    double offset = 0.3;  ///< more than 0
 };
 
 /// Sum over the rows of x x^T [dim, dim], in double precision. Rows with a non-finite element are left out.
@@ -37,6 +38,9 @@ std::vector<double> second_moments(std::span<const float> rows, size_t dim);
 /// than dimensions, none at all) the basis is completed with directions of variance 0. Single-threaded; the result
 /// depends on the rows only.
 PrincipalComponents find_principal_components(std::span<const float> rows, size_t dim);
+
+/// The same of second moments [dim, dim] themselves, symmetric and not negative.
+PrincipalComponents principal_components_of(std::span<const double> moments, size_t dim);
 
 /// Principal components of W x, taken back by W^-1. W^T W has the eigenvectors of `readers` [dim, dim], the second
 /// moments of what takes products with the vectors (queries of keys, rows of the output projection of values), and

@@ -209,9 +209,10 @@ TEST(WeightedComponents, ReadersOfZeroCountAllDirectionsAlike) {
         variance[j] = std::pow(0.8F, static_cast<float>(j));
     }
     const std::vector<float> rows = planted_rows(random_basis(kDim, 1), variance);
-    const WeightedComponents found = find_weighted_components(rows, std::vector<double>(kDim * kDim), kDim, {1.0, 0.0});
+    const WeightedComponents found =
+        find_weighted_components(rows, std::vector<double>(kDim * kDim), kDim, {1.0, 1e-9});
     const PrincipalComponents expected = find_principal_components(rows, kDim);
-    EXPECT_DOUBLE_EQ(found.mean_weight, 1.0);
+    EXPECT_NEAR(found.mean_weight, 1.0, 1e-8);
     for (size_t i = 0; i < kDim * kDim; ++i) {
         EXPECT_NEAR(std::abs(found.basis[i]), std::abs(expected.basis[i]), 1e-4F);
     }
@@ -230,7 +231,7 @@ TEST(WeightedComponents, ErrorsCountAsTheReadersSeeThem) {
         }
         const std::vector<float> rows = planted_rows(random_basis(dim, 2), variance);
         const std::vector<double> readers = planted_moments(random_basis(dim, 3), energy);
-        const WeightedComponents found = find_weighted_components(rows, readers, dim, {1.0, 0.0});
+        const WeightedComponents found = find_weighted_components(rows, readers, dim, {1.0, 1e-9});
         double mean = 0.0;
         for (size_t i = 0; i < dim; ++i) {
             mean += readers[i * dim + i] / static_cast<double>(dim);
@@ -253,7 +254,8 @@ TEST(WeightedComponents, ErrorsCountAsTheReadersSeeThem) {
             }
         }
         EXPECT_TRUE(std::ranges::is_sorted(found.variance, std::greater<>()));
-        EXPECT_NEAR(found.mean_weight, 1.0, 1e-9);
+        EXPECT_NEAR(found.mean_weight, 1.0, 1e-8);
+        EXPECT_NEAR(found.energy, std::accumulate(variance.begin(), variance.end(), 0.0), 1e-3);
     }
 }
 
@@ -265,10 +267,10 @@ TEST(WeightedComponents, TemperingBoundsWhatIsLost) {
     const Tempering tempering;
     const WeightedComponents found =
         find_weighted_components(rows, planted_moments(random_basis(kDim, 5), energy), kDim, tempering);
-    EXPECT_NEAR(found.variance.front(), std::pow(kDim, tempering.power) + tempering.floor, 1e-3);
-    EXPECT_NEAR(found.variance[1], tempering.floor, 1e-4);
-    EXPECT_NEAR(found.variance.back(), tempering.floor, 1e-4);
-    EXPECT_NEAR(found.mean_weight, std::pow(kDim, tempering.power) / kDim + tempering.floor, 1e-4);
+    EXPECT_NEAR(found.variance.front(), std::pow(kDim, tempering.power) + tempering.offset, 1e-3);
+    EXPECT_NEAR(found.variance[1], tempering.offset, 1e-4);
+    EXPECT_NEAR(found.variance.back(), tempering.offset, 1e-4);
+    EXPECT_NEAR(found.mean_weight, std::pow(kDim, tempering.power) / kDim + tempering.offset, 1e-4);
 }
 
 }  // namespace

@@ -163,7 +163,7 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
             continue;
         }
         if (transform && !has_directions(layer)) {
-            throw Error("the artifact has no principal directions; make a new one with `kvcodec train`");
+            throw Error("the artifact has no directions for it; make a new one with `kvcodec train`");
         }
         layers.push_back(layer.layer);
         for (const SideArtifact* side : {&layer.k, &layer.v}) {

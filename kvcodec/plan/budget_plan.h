@@ -52,7 +52,7 @@ bool is_planned(const Artifact& artifact, const Options& options, double budget)
 /// by the transform, values by whichever loses less, where the scalar codec, which is faster, counts as losing a tenth
 /// less. codec=auto: scalar from 3 bits an element on, below that as transform. bits_k and bits_v fix a side.
 /// By layer, those that options.layers names. Throws Error where a transform is asked for and the artifact has no
-/// principal directions.
+/// directions.
 std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Options& options, double budget);
 
 struct BudgetPlan {

@@ -65,6 +65,21 @@ TEST(BudgetPlan, WithoutMeasurementsAllSidesCountAlike) {
     }
 }
 
+// Where noise loses more than the variance says, the scalar codec, whose error is noise, gives way to the transform.
+TEST(BudgetPlan, LossOfNoiseCountsForTheScalarCodec) {
+    SideArtifact v = side(0.99, 1);
+    const auto taken = [&] {
+        return plan_budget(artifact({{side(0.9, 1), v}}), parse_options("codec=transform"), 0.15);
+    };
+    const LayerPlan even = taken().at(0);
+    ASSERT_TRUE(even.v.scalar_bits);
+    v.loss_of_noise = 3.0F;
+    const LayerPlan loud = taken().at(0);
+    EXPECT_FALSE(loud.v.scalar_bits);
+    v.loss_of_noise = 1.0F;
+    EXPECT_EQ(taken().at(0).v.code_bytes, even.v.code_bytes);
+}
+
 TEST(BudgetPlan, AutoTakesTheTransformWhereThreeBitsDoNotFit) {
     const Artifact two = artifact({{side(0.9, 1), side(0.99, 1)}, {side(0.9, 1), side(0.99, 1)}});
     for (const auto& [layer, sides] : plan_budget(two, Options(), 0.20)) {

@@ -23,8 +23,8 @@
 #include "kvcodec/half.h"
 #include "kvcodec/learn/dictionary_learning.h"
 #include "kvcodec/learn/principal_components.h"
-#include "tools/output_projection.h"
 #include "tools/study/measure.h"
+#include "tools/weights.h"
 
 namespace kvcodec {
 namespace {
@@ -80,7 +80,7 @@ Sides read_sides(const ModelInfo& info, size_t n_tokens) {
         sides.push_back(split(layer.k));
         sides.back().readers = layer.query_moments;
         sides.push_back(split(layer.v));
-        sides.back().readers = projection_moments(model, info, layer.layer);
+        sides.back().readers = output_moments(model, info, layer.layer);
     }
     for (const Side& side : sides) {
         if (side.readers.empty()) {

@@ -1,20 +1,25 @@
 // Measures what dictionaries can do: trained on one kind of text and used on others, by size, sparsity, learner,
 // encoder, coefficient bits, error threshold and with atoms added at run time. Prints the tables of
 // docs/results/dictionaries.md.
-//     kvcodec_dictionary_study MODEL.gguf TOKENS NAME=TEXT...
-// A text without a file (own=) is written by the model itself. The first half of each text trains, the second tests.
+//     kvcodec_dictionary_study MODEL.gguf TOKENS PICTURES TABLES NAME=TEXT...
+// PICTURES is a folder for SVG files, TABLES a pattern of the titles that are wanted (. for all). A text without a file
+// (own=) is written by the model itself. The first half of each text trains, the second tests.
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <cmath>
 #include <cstdio>
+#include <fstream>
 #include <map>
 #include <numbers>
 #include <numeric>
 #include <random>
+#include <regex>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "kvcodec/artifact/model_info.h"
@@ -23,6 +28,7 @@
 #include "kvcodec/error.h"
 #include "kvcodec/learn/dictionary_learning.h"
 #include "kvcodec/learn/principal_components.h"
+#include "tools/eval/chart.h"
 #include "tools/harvest.h"
 #include "tools/study/measure.h"
 
@@ -383,23 +389,32 @@ std::vector<Dictionary> make_all(const Sides& sides, Make make) {
 
 class Study {
   public:
-    Study(std::vector<Text> texts, uint32_t n_positions) : texts_(std::move(texts)), n_positions_(n_positions) {
+    Study(std::vector<Text> texts, uint32_t n_positions, std::string pictures)
+        : texts_(std::move(texts)), n_positions_(n_positions), pictures_(std::move(pictures)) {
         own_ = rows_of(texts_[0], texts_[0], n_positions_);
         for (const Rows& rows : own_) {
             dictionaries_.push_back(learned(rows, kAtoms, kSparsity));
         }
     }
 
-    void print() {
-        universality();
-        controls();
-        sizes();
-        sparsities();
-        learners();
-        encoders();
-        coefficients();
-        thresholds();
-        adaptive();
+    void print(const std::regex& wanted) {
+        const std::array<std::pair<const char*, void (Study::*)()>, 9> tables = {{
+            {"Trained on one text, used on another", &Study::universality},
+            {"Dictionaries that were not learned", &Study::controls},
+            {"Number of atoms", &Study::sizes},
+            {"Sparsity of training and of use", &Study::sparsities},
+            {"Learners", &Study::learners},
+            {"Encoders", &Study::encoders},
+            {"Coefficient and index bits", &Study::coefficients},
+            {"Error threshold", &Study::thresholds},
+            {"Atoms added at run time", &Study::adaptive},
+        }};
+        for (const auto& [title, table] : tables) {
+            if (std::regex_search(title, wanted)) {
+                fmt::print("## {}\n\n", title);
+                (this->*table)();
+            }
+        }
     }
 
   private:
@@ -417,27 +432,60 @@ class Study {
         return fmt::format("| {} |{}\n| --- |{}\n", first, names, rule);
     }
 
-    std::string row_over_texts(const Text& trained, const std::vector<Dictionary>& dictionaries) const {
-        std::string row;
+    /// Errors of each text; prints them as a row.
+    std::vector<Means> row_over_texts(const std::string& name, const Text& trained,
+                                      const std::vector<Dictionary>& dictionaries) const {
+        std::vector<Means> errors;
+        fmt::print("| {} |", name);
         for (const Text& text : texts_) {
-            row += fmt::format(" {} |", error_of(dictionaries, rows_of(text, trained, n_positions_), kSparsity).text());
+            errors.push_back(error_of(dictionaries, rows_of(text, trained, n_positions_), kSparsity));
+            fmt::print(" {} |", errors.back().text());
         }
-        return row;
+        fmt::print("\n");
+        std::fflush(stdout);
+        return errors;
+    }
+
+    void draw(const std::string& name, const std::string& svg) const {
+        const std::string path = fmt::format("{}/dictionaries-{}.svg", pictures_, name);
+        std::ofstream file(path);
+        file << svg;
+        if (!file.flush()) {
+            throw Error(fmt::format("{} cannot be written", path));
+        }
+    }
+
+    /// A dictionary of the text's own has 1, one with twice its error 0.5. rows: errors of each text, [trained on].
+    void draw_universality(const std::vector<std::vector<Means>>& rows) const {
+        for (const bool is_k : {true, false}) {
+            HeatMap map{"used on", "trained on", {}, {}, {}};
+            for (size_t i = 0; i < texts_.size(); ++i) {
+                map.columns.push_back(texts_[i].name);
+                map.rows.push_back(texts_[i].name);
+                std::vector<double>& values = map.values.emplace_back();
+                for (size_t j = 0; j < texts_.size(); ++j) {
+                    const Means own = rows[j][j], error = rows[i][j];
+                    values.push_back(std::min(1.0, is_k ? own.k / error.k : own.v / error.v));
+                }
+            }
+            draw(is_k ? "keys" : "values", svg_of(map));
+        }
     }
 
     void universality() {
         fmt::print(
-            "## Trained on one text, used on another\n\nN={} s={}. Rows: the text that means and atoms were learned "
+            "N={} s={}. Rows: the text that means and atoms were learned "
             "from.\n\n{}",
             kAtoms, kSparsity, header("trained on"));
+        std::vector<std::vector<Means>> errors;
         for (const Text& trained : texts_) {
             const Sides sides = rows_of(trained, trained, n_positions_);
             const auto dictionaries = &trained == &texts_[0] ? dictionaries_ : make_all(sides, [](const Rows& rows) {
                 return learned(rows, kAtoms, kSparsity);
             });
-            fmt::print("| {} |{}\n", trained.name, row_over_texts(trained, dictionaries));
-            std::fflush(stdout);
+            errors.push_back(row_over_texts(trained.name, trained, dictionaries));
         }
+        draw_universality(errors);
         // All together: as many rows as each of the others has.
         Sides mixed = own_;
         for (Rows& rows : mixed) {
@@ -452,15 +500,14 @@ class Study {
             }
         }
         const auto dictionaries = make_all(mixed, [](const Rows& rows) { return learned(rows, kAtoms, kSparsity); });
-        fmt::print("| a part of each |{}\n\n", row_over_texts(texts_[0], dictionaries));
+        row_over_texts("a part of each", texts_[0], dictionaries);
+        fmt::print("\n");
     }
 
     void controls() {
-        fmt::print("## Dictionaries that were not learned\n\nThe same, means of {}.\n\n{}", texts_[0].name,
-                   header("atoms"));
+        fmt::print("The same, means of {}.\n\n{}", texts_[0].name, header("atoms"));
         const auto line = [&](const char* name, const std::vector<Dictionary>& dictionaries) {
-            fmt::print("| {} |{}\n", name, row_over_texts(texts_[0], dictionaries));
-            std::fflush(stdout);
+            row_over_texts(name, texts_[0], dictionaries);
         };
         line("learned (as above)", dictionaries_);
         line("rows of the text", make_all(own_, [](const Rows& rows) { return learned(rows, kAtoms, kSparsity, 0); }));
@@ -475,26 +522,36 @@ class Study {
 
     void sizes() {
         fmt::print(
-            "## Number of atoms\n\nOn {}, error by sparsity.\n\n| N | index bits | s=4 | s=8 | s=16 |\n| --- | --- | "
+            "On {}, error by sparsity.\n\n| N | index bits | s=4 | s=8 | s=16 |\n| --- | --- | "
             "--- | --- | --- |\n",
             texts_[0].name);
+        Chart chart{"atoms of a vector (s)", "error", true, {}};
         for (const size_t n_atoms : {256, 512, 1024, 2048, 4096, 8192}) {
             if (own_[0].train.size() / own_[0].dim * 15 / 16 < n_atoms) {
                 break;  // too few rows to learn from
             }
             const auto dictionaries =
                 make_all(own_, [&](const Rows& rows) { return learned(rows, n_atoms, kSparsity); });
-            fmt::print("| {} | {} | {} | {} | {} |\n", n_atoms, std::lround(std::log2(n_atoms)),
-                       error_of(dictionaries, own_, 4).text(), error_of(dictionaries, own_, 8).text(),
-                       error_of(dictionaries, own_, 16).text());
+            fmt::print("| {} | {} |", n_atoms, std::lround(std::log2(n_atoms)));
+            ChartSeries k{fmt::format("K, N={}", n_atoms), {}}, v{fmt::format("V, N={}", n_atoms), {}};
+            for (const size_t s : {4, 8, 16}) {
+                const Means error = error_of(dictionaries, own_, s);
+                fmt::print(" {} |", error.text());
+                k.points.emplace_back(s, error.k);
+                v.points.emplace_back(s, error.v);
+            }
+            fmt::print("\n");
             std::fflush(stdout);
+            chart.series.push_back(std::move(k));
+            chart.series.push_back(std::move(v));
         }
+        draw("atoms", svg_of(chart));
         fmt::print("\n");
     }
 
     void sparsities() {
         fmt::print(
-            "## Sparsity of training and of use\n\nOn {}, N={}.\n\n| trained with | s=2 | s=4 | s=8 | s=12 | s=16 | "
+            "On {}, N={}.\n\n| trained with | s=2 | s=4 | s=8 | s=12 | s=16 | "
             "s=24 | s=32 |\n| --- | --- | --- | --- | --- | --- | --- | --- |\n",
             texts_[0].name, kAtoms);
         for (const size_t trained : {4, 8, 16}) {
@@ -511,7 +568,7 @@ class Study {
 
     void learners() {
         fmt::print(
-            "## Learners\n\nOn {}, N={} s={}, one thread. Time: of all {} dictionaries.\n\n| learner | sweeps | error "
+            "On {}, N={} s={}, one thread. Time: of all {} dictionaries.\n\n| learner | sweeps | error "
             "| time, s |\n| --- | --- | --- | --- |\n",
             texts_[0].name, kAtoms, kSparsity, own_.size());
         const auto line = [&](const std::string& name, size_t sweeps, DictionaryLearner learner, float rate) {
@@ -535,8 +592,7 @@ class Study {
     }
 
     void encoders() {
-        fmt::print("## Encoders\n\nOn {}, N={} s={}.\n\n| encoder | error |\n| --- | --- |\n", texts_[0].name, kAtoms,
-                   kSparsity);
+        fmt::print("On {}, N={} s={}.\n\n| encoder | error |\n| --- | --- |\n", texts_[0].name, kAtoms, kSparsity);
         const auto line = [&](const char* name, auto measure) {
             fmt::print("| {} | {} |\n", name, measure_all(own_, measure).text());
             std::fflush(stdout);
@@ -555,7 +611,7 @@ class Study {
     void coefficients() {
         constexpr size_t kBytes = 26;  // s=8 in the published layout
         fmt::print(
-            "## Coefficient and index bits at {} bytes a vector\n\nOn {}, N={}. A byte is for the scale. Sorted: "
+            "At {} bytes a vector, on {}, N={}. A byte is for the scale. Sorted: "
             "indices as a set, at the bound "
             "log2(N choose s). Inside: coefficients are quantised one after the other and the rest fitted anew.\n\n"
             "| coefficient bits | indices | s | error, quantised afterwards | inside |\n| --- | --- | --- | --- | --- "
@@ -593,7 +649,7 @@ class Study {
 
     void thresholds() {
         fmt::print(
-            "## Error threshold\n\nOn {}, N={}, at most 32 atoms a vector. Beside it the fixed s with as many atoms, "
+            "On {}, N={}, at most 32 atoms a vector. Beside it the fixed s with as many atoms, "
             "between its neighbours. A row of "
             "variable length takes 2 bytes more for its offset.\n\n"
             "| threshold | mean atoms K / V | error | error at a fixed s |\n| --- | --- | --- | --- |\n",
@@ -622,7 +678,7 @@ class Study {
     void adaptive() {
         constexpr size_t kStep = 32, kMost = 1024;
         fmt::print(
-            "## Atoms added at run time\n\nOn {}, N={} s={}, one context of {} vectors a layer and side. A vector that "
+            "On {}, N={} s={}, one context of {} vectors a layer and side. A vector that "
             "misses the threshold becomes an "
             "atom (2 bytes an element), at most {} of them, and its code that one atom. Beside it: the error if the "
             "same bytes buy more atoms a vector.\n\n"
@@ -684,19 +740,20 @@ class Study {
 
     std::vector<Text> texts_;
     uint32_t n_positions_;
+    std::string pictures_;                  // folder
     Sides own_;                             // rows of the first text
     std::vector<Dictionary> dictionaries_;  // learned from them
 };
 
 int run(std::span<char*> arguments) {
-    if (arguments.size() < 4) {
-        fmt::print(stderr, "usage: {} MODEL.gguf TOKENS NAME=TEXT...\n", arguments[0]);
+    if (arguments.size() < 6) {
+        fmt::print(stderr, "usage: {} MODEL.gguf TOKENS PICTURES TABLES NAME=TEXT...\n", arguments[0]);
         return 1;
     }
     const ModelInfo model = read_model_info(arguments[1]);
     const size_t n_tokens = std::stoul(arguments[2]);
     std::vector<Text> texts;
-    for (const std::string text : arguments.subspan(3)) {
+    for (const std::string text : arguments.subspan(5)) {
         const size_t mark = text.find('=');
         const std::string file = mark == std::string::npos ? "" : text.substr(mark + 1);
         texts.push_back({text.substr(0, mark), study::harvest_layers(model, file, n_tokens)});
@@ -706,7 +763,7 @@ int run(std::span<char*> arguments) {
         "to train on and half to "
         "test on; keys at random positions.\n\n",
         study::kLayers, model.name, n_tokens);
-    Study(std::move(texts), model.n_ctx_train).print();
+    Study(std::move(texts), model.n_ctx_train, arguments[3]).print(std::regex(arguments[4]));
     return 0;
 }
 

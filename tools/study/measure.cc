@@ -8,6 +8,8 @@
 #include <thread>
 #include <utility>
 
+#include "kvcodec/error.h"
+
 namespace kvcodec::study {
 
 double energy_of(std::span<const float> x) {
@@ -23,6 +25,9 @@ std::vector<HarvestedLayer> harvest_layers(const ModelInfo& model, const std::st
     options.n_tokens = n_tokens;
     options.n_threads = std::max(1U, std::thread::hardware_concurrency());
     Harvest harvested = Harvester(model, options).harvest();
+    if (harvested.layers.size() < kLayers) {
+        throw Error(fmt::format("the study needs a model with {} layers that can be coded", kLayers));
+    }
     std::vector<HarvestedLayer> layers;
     for (size_t i = 0; i < kLayers; ++i) {
         layers.push_back(std::move(harvested.layers[i * (harvested.layers.size() - 1) / (kLayers - 1)]));

@@ -30,22 +30,26 @@ std::optional<std::vector<double>> inverse(std::span<const float> matrix, size_t
         if (value == 0.0) {
             return std::nullopt;
         }
-        for (size_t i = 0; i < dim; ++i) {
-            std::swap(left[pivot * dim + i], left[column * dim + i]);
-            std::swap(right[pivot * dim + i], right[column * dim + i]);
+        double *left_row = &left[column * dim], *right_row = &right[column * dim];
+        if (pivot != column) {
+            std::swap_ranges(left_row, left_row + dim, &left[pivot * dim]);
+            std::swap_ranges(right_row, right_row + dim, &right[pivot * dim]);
         }
         for (size_t i = 0; i < dim; ++i) {
-            left[column * dim + i] /= value;
-            right[column * dim + i] /= value;
+            left_row[i] /= value;
+            right_row[i] /= value;
         }
         for (size_t row = 0; row < dim; ++row) {
-            const double factor = left[row * dim + column];
+            double *other_left = &left[row * dim], *other_right = &right[row * dim];
+            const double factor = other_left[column];
             if (row == column || factor == 0.0) {
                 continue;
             }
+            for (size_t i = column; i < dim; ++i) {  // before it, the pivot's row is empty
+                other_left[i] -= factor * left_row[i];
+            }
             for (size_t i = 0; i < dim; ++i) {
-                left[row * dim + i] -= factor * left[column * dim + i];
-                right[row * dim + i] -= factor * right[column * dim + i];
+                other_right[i] -= factor * right_row[i];
             }
         }
     }

@@ -319,8 +319,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         const float* row = &basis[j * dim];
         const double energy = std::inner_product(row, row + dim, row, 0.0) * static_cast<double>(variance[j]);
         expected_.energy += energy;
-        expected_.lost +=
-            energy * (j / kGroup < format_.bits.size() ? Trellis::levels(format_.bits[j / kGroup]).loss : 1);
+        expected_.lost += energy * Trellis::levels(format_.bits[j / kGroup]).loss;
     }
     for (size_t plane = 0; plane < kMaxBits; ++plane) {
         format_.plane_bytes[plane] =

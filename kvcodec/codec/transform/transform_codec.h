@@ -1,4 +1,4 @@
-// Transform coding of one head: principal components (of keys before RoPE), bits where the variance is.
+// Transform coding of one head: few directions (of keys before RoPE), bits where the variance is.
 #pragma once
 
 #include <array>

@@ -24,10 +24,12 @@ row() {
     shift
     "$kvcodec" lowrank -m "$model" --emit-model "$work/model.gguf" --threads "$threads" "$@" > "$work/report" 2> "$work/log" ||
         die "kvcodec lowrank failed: $(tail -1 "$work/log")"
-    "$perplexity" -m "$work/model.gguf" "${arguments[@]}" --kl-divergence > "$work/log" 2>&1
-    printf '| %s | %s %% | %s | %s |\n' "$name" "$(grep -oP "kept, \K$number" "$work/report")" \
-        "$(grep -aoP -- "Mean    KLD: +\K$number ± +$number" "$work/log" | tr -s ' ')" \
-        "$(grep -aoP "Same top p: +\K$number" "$work/log") %"
+    "$perplexity" -m "$work/model.gguf" "${arguments[@]}" --kl-divergence > "$work/log" 2>&1 ||
+        die "llama-perplexity failed: $(tail -1 "$work/log")"
+    local kld same
+    kld="$(grep -aoP -- "Mean    KLD: +\K$number ± +$number" "$work/log" | tr -s ' ')" || die "$name: no divergence"
+    same="$(grep -aoP "Same top p: +\K$number" "$work/log")" || die "$name: no share of top tokens"
+    printf '| %s | %s %% | %s | %s %% |\n' "$name" "$(grep -oP "kept, \K$number" "$work/report")" "$kld" "$same"
 }
 
 echo "$(date +%F), $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $threads threads, $(basename "$model")," \

@@ -23,6 +23,7 @@
 
 #include "kvcodec/artifact/gguf_file.h"
 #include "kvcodec/artifact/model_info.h"
+#include "kvcodec/artifact/temporary_file.h"
 #include "kvcodec/error.h"
 #include "kvcodec/learn/low_rank.h"
 #include "kvcodec/learn/principal_components.h"
@@ -62,7 +63,7 @@ struct LowRankOptions {
 };
 
 /// "60%" or "0.6".
-double share_of(const std::string& text) {
+double share_of(const std::string& option, const std::string& text) {
     size_t used = 0;
     double value = 0.0;
     try {
@@ -73,7 +74,7 @@ double share_of(const std::string& text) {
     const bool percent = used + 1 == text.size() && text.back() == '%';
     value /= percent ? 100.0 : 1.0;
     if (used == 0 || (used != text.size() && !percent) || !(value > 0.0 && value <= 1.0)) {
-        throw CLI::ValidationError("--keep", fmt::format("'{}' is not a share like 60%", text));
+        throw CLI::ValidationError(option, fmt::format("'{}' is not a share like 60%", text));
     }
     return value;
 }
@@ -83,13 +84,14 @@ struct Side {
     uint32_t layer = 0;
     bool is_k = false;
     Projection projection;
-    size_t n_heads = 1;                ///< that are taken apart; 1: all together
-    std::vector<LeftSingular> bases;   ///< [n_heads]
-    std::vector<double> seen_moments;  ///< [n_rows, n_rows] of what the projection makes of real inputs; may be empty
-    size_t rank = 0;                   ///< of each of them
+    size_t n_heads = 1;                   ///< that are taken apart; 1: all together
+    std::vector<LeftSingular> bases;      ///< [n_heads]
+    const HarvestedRows* seen = nullptr;  ///< what the projection makes of real inputs, its bias added; may be null
+    size_t rank = 0;                      ///< of each of them
     std::string problem;
 
-    size_t full_rank() const { return projection.n_rows / n_heads; }
+    size_t block_rows() const { return projection.n_rows / n_heads; }
+    size_t full_rank() const { return std::min(block_rows(), projection.n_columns); }
     double log_condition() const {
         double sum = 0.0;
         for (const LeftSingular& basis : bases) {
@@ -107,26 +109,17 @@ struct Side {
         }
         return all == 0.0 ? 0.0 : sum / all;
     }
-    /// Largest singular value that is left out, over the largest of all: bounds ||W x - W_r x|| / (||W|| ||x||).
+    /// Largest singular value that is left out, over the largest of all: for the weights' own singular vectors a bound
+    /// of ||W x - W_r x|| / (||W|| ||x||).
     double bound() const {
         double largest = 0.0, left = 0.0;
         for (const LeftSingular& basis : bases) {
             largest = std::max(largest, basis.values.front());
-            left = std::max(left, rank < basis.rows() ? basis.values[rank] : 0.0);
+            left += rank < basis.rows() ? basis.values[rank] * basis.values[rank] : 0.0;
         }
-        return largest == 0.0 ? 0.0 : left / largest;
+        return largest == 0.0 ? 0.0 : std::sqrt(left) / largest;
     }
 };
-
-/// The diagonal block of one head.
-std::vector<double> block_of(std::span<const double> moments, size_t n_rows, size_t first, size_t size) {
-    std::vector<double> block;
-    for (size_t i = first; i < first + size; ++i) {
-        const auto row = moments.subspan(i * n_rows + first, size);
-        block.insert(block.end(), row.begin(), row.end());
-    }
-    return block;
-}
 
 std::vector<float> weights_of(const Side& side) {
     const Projection& p = side.projection;
@@ -137,23 +130,48 @@ std::vector<float> weights_of(const Side& side) {
     return *std::move(weights);
 }
 
-void decompose(Side& side) {
-    const size_t size = side.full_rank();
-    const std::vector<float> weights = side.seen_moments.empty() ? weights_of(side) : std::vector<float>();
-    for (size_t head = 0; head < side.n_heads; ++head) {
-        if (side.seen_moments.empty()) {
-            const size_t columns = side.projection.n_columns;
-            side.bases.push_back(
-                left_singular(std::span(weights).subspan(head * size * columns, size * columns), size, columns));
-        } else {
-            side.bases.push_back(
-                left_singular(block_of(side.seen_moments, side.projection.n_rows, head * size, size), size));
-        }
+/// blk.N.attn_k.bias or attn_v.bias, or their part of attn_qkv.bias; zeros if there is none.
+std::vector<float> bias_of(const GgufFile& file, const Side& side) {
+    std::vector<float> bias(side.projection.n_rows);
+    size_t first = 0;
+    const GgufTensor* tensor = file.find_tensor(fmt::format("blk.{}.attn_{}.bias", side.layer, side.is_k ? 'k' : 'v'));
+    if (tensor == nullptr) {
+        tensor = file.find_tensor(fmt::format("blk.{}.attn_qkv.bias", side.layer));
+        first = side.projection.first_row;
     }
-    side.seen_moments = {};
+    if (tensor == nullptr) {
+        return bias;
+    }
+    if (tensor->type != kGgmlF32 || !tensor->bytes || tensor->bytes->size() < (first + bias.size()) * sizeof(float)) {
+        throw Error(fmt::format("{} is of an unexpected type or shape", tensor->name));
+    }
+    std::memcpy(bias.data(), tensor->bytes->data() + first * sizeof(float), bias.size() * sizeof(float));
+    return bias;
 }
 
-void decompose_all(std::vector<Side>& sides, size_t n_threads) {
+void decompose(const GgufFile& file, Side& side) {
+    const size_t rows = side.block_rows(), columns = side.projection.n_columns;
+    if (side.seen == nullptr) {
+        const std::vector<float> weights = weights_of(side);
+        for (size_t head = 0; head < side.n_heads; ++head) {
+            side.bases.push_back(
+                left_singular(std::span(weights).subspan(head * rows * columns, rows * columns), rows, columns));
+        }
+        return;
+    }
+    const std::vector<float> residuals = side.seen->residuals(), mean = side.seen->mean(), bias = bias_of(file, side);
+    std::vector<float> block(side.seen->n_tokens() * rows);
+    for (size_t head = 0; head < side.n_heads; ++head) {
+        for (size_t i = 0; i < block.size(); ++i) {
+            const size_t row = head * rows + i % rows;
+            block[i] = residuals[i / rows * side.projection.n_rows + row] + mean[row] - bias[row];
+        }
+        side.bases.push_back(left_singular(second_moments(block, rows), rows));
+        side.bases.back().most_rank = side.full_rank();
+    }
+}
+
+void decompose_all(const GgufFile& file, std::vector<Side>& sides, size_t n_threads) {
     Progress progress("singular values");
     std::atomic<size_t> next = 0, done = 0;
     std::vector<std::jthread> threads;
@@ -161,7 +179,7 @@ void decompose_all(std::vector<Side>& sides, size_t n_threads) {
         threads.emplace_back([&] {
             for (size_t i = next++; i < sides.size(); i = next++) {
                 try {
-                    decompose(sides[i]);
+                    decompose(file, sides[i]);
                 } catch (const std::exception& error) {
                     sides[i].problem = error.what();
                 }
@@ -190,7 +208,7 @@ std::vector<Side> find_sides(const GgufFile& file, const ModelInfo& model, const
                       find_projection(file, model, layer, is_k),
                       options.per_head ? model.n_head_kv[layer] : 1,
                       {},
-                      {},
+                      nullptr,
                       0,
                       {}};
             if (side.projection.tensor == nullptr) {
@@ -212,33 +230,18 @@ std::vector<Side> find_sides(const GgufFile& file, const ModelInfo& model, const
     return sides;
 }
 
-std::vector<float> bias_of(const GgufFile& file, const Side& side) {
-    std::vector<float> bias(side.projection.n_rows);
-    const bool fused = side.projection.first_row != 0;
-    const GgufTensor* tensor = file.find_tensor(fmt::format("blk.{}.attn_{}.bias", side.layer,
-                                                            fused       ? "qkv"
-                                                            : side.is_k ? "k"
-                                                                        : "v"));
-    if (tensor == nullptr) {
-        return bias;
-    }
-    if (tensor->type != kGgmlF32 || !tensor->bytes ||
-        tensor->bytes->size() < (side.projection.first_row + bias.size()) * sizeof(float)) {
-        throw Error(fmt::format("{} is of an unexpected type or shape", tensor->name));
-    }
-    std::memcpy(bias.data(), tensor->bytes->data() + side.projection.first_row * sizeof(float),
-                bias.size() * sizeof(float));
-    return bias;
-}
-
-/// Second moments of what each projection makes of the inputs it meets: rows of keys before RoPE and of values, less
-/// the bias.
-void add_seen_moments(const GgufFile& file, const ModelInfo& model, const LowRankOptions& options,
-                      std::vector<Side>& sides) {
-    if (file.find_tensor(fmt::format("blk.{}.attn_k_norm.weight", sides.front().layer)) != nullptr) {
-        throw Error(
-            "keys are normalised after their projection: --basis whitened cannot see what it makes of inputs; "
-            "take --basis weights");
+/// What each projection makes of the inputs it meets: keys before RoPE and values. The first tokens of a sequence are
+/// left out, as in training.
+Harvest see_inputs(const GgufFile& file, const ModelInfo& model, const LowRankOptions& options,
+                   std::vector<Side>& sides) {
+    size_t most_rows = 0;
+    for (const Side& side : sides) {
+        most_rows = std::max(most_rows, side.block_rows());
+        if (file.find_tensor(fmt::format("blk.{}.attn_k_norm.weight", side.layer)) != nullptr) {
+            throw Error(
+                "keys are normalised after their projection: --basis whitened cannot see what it makes of inputs; "
+                "take --basis weights");
+        }
     }
     HarvestOptions harvest_options;
     harvest_options.text_files = options.text_files;
@@ -247,44 +250,52 @@ void add_seen_moments(const GgufFile& file, const ModelInfo& model, const LowRan
     harvest_options.seed = options.seed;
     Progress progress(options.text_files.empty() ? "sampling text from the model" : "reading text");
     harvest_options.progress = [&](size_t done, size_t total) { progress.update(done, total); };
-    const Harvest harvest = Harvester(model, harvest_options).harvest();
+    Harvester harvester(model, harvest_options);
+    if (harvester.available_tokens() < 2 * most_rows) {
+        throw Error(
+            fmt::format("{} tokens are too few to tell {} directions apart; give at least twice as many with "
+                        "--tokens, or more --text",
+                        harvester.available_tokens(), most_rows));
+    }
+    Harvest harvest = harvester.harvest();
     progress.finish(fmt::format("{} tokens", harvest.n_tokens));
     for (Side& side : sides) {
         const auto layer = std::ranges::find(harvest.layers, side.layer, &HarvestedLayer::layer);
         if (layer == harvest.layers.end()) {
-            throw Error(harvest.skipped.empty() ? fmt::format("layer {} was not seen", side.layer)
-                                                : harvest.skipped.front());
+            throw Error(
+                fmt::format("--basis whitened needs to see all layers, layer {} was not; take --basis weights{}",
+                            side.layer, harvest.skipped.empty() ? "" : " (" + harvest.skipped.front() + ")"));
         }
-        const HarvestedRows& rows = side.is_k ? layer->k : layer->v;
-        std::vector<float> x = rows.residuals();
-        const std::vector<float> mean = rows.mean(), bias = bias_of(file, side);
-        for (size_t i = 0; i < x.size(); ++i) {
-            x[i] += mean[i % mean.size()] - bias[i % bias.size()];
-        }
-        side.seen_moments = second_moments(x, side.projection.n_rows);
+        side.seen = side.is_k ? &layer->k : &layer->v;
     }
+    return harvest;
 }
 
 /// Ranks of K or of V in all layers.
 void choose_ranks(std::vector<Side>& sides, const LowRankOptions& options, bool is_k, double keep,
                   std::span<const double> log_condition) {
-    const std::vector<double> shares =
-        progressive_shares(log_condition, keep, options.uniform ? 0.0 : options.steepness);
-    const std::vector<size_t> ranks = ranks_of(shares, sides.front().full_rank(), kMultiple);
-    for (size_t i = 0; i < sides.size(); ++i) {
-        if (sides[i].is_k == is_k) {
-            const bool alike = sides[i].full_rank() == sides.front().full_rank();
-            sides[i].rank = alike ? ranks[i / 2]
-                                  : ranks_of(std::span(shares).subspan(i / 2, 1), sides[i].full_rank(), kMultiple)[0];
+    std::vector<size_t> full;
+    for (const Side& side : sides) {
+        if (side.is_k == is_k) {
+            full.push_back(side.full_rank());
         }
+    }
+    const std::vector<size_t> ranks =
+        ranks_of(progressive_shares(log_condition, keep, options.steepness), full, kMultiple);
+    for (size_t i = is_k ? 0 : 1; i < sides.size(); i += 2) {
+        // The same share of all is the same rank in all, though their sum may be nearer with another in some.
+        const auto units = std::lround(keep * static_cast<double>(full[i / 2] / kMultiple));
+        sides[i].rank = options.uniform ? kMultiple * static_cast<size_t>(std::max(units, 1L)) : ranks[i / 2];
     }
 }
 
 void print_report(const std::vector<Side>& sides, std::span<const double> log_condition) {
     fmt::print(
         "Condition: largest over smallest singular value, of K and V; cumulative: log10 of the product from the layer "
-        "on.\nLost: share of the squared singular values that the rank leaves out; bound: the largest of these over "
-        "the largest of all.\n\n{:>5} {:>10} {:>10} {:>10} | {:>11} {:>6} {:>6} | {:>11} {:>6} {:>6}\n",
+        "on.\nLost: share of the squared singular values that the rank leaves out; bound: the largest singular value "
+        "of "
+        "these over the largest of all. With --basis whitened all are of what the projections make of the "
+        "text.\n\n{:>5} {:>10} {:>10} {:>10} | {:>11} {:>6} {:>6} | {:>11} {:>6} {:>6}\n",
         "layer", "K", "V", "cumulative", "K rank", "lost", "bound", "V rank", "lost", "bound");
     double left = std::accumulate(log_condition.begin(), log_condition.end(), 0.0);
     size_t kept = 0, all = 0;
@@ -328,8 +339,7 @@ std::vector<float> truncated(const GgufTensor& tensor, std::span<const Side* con
     return *std::move(weights);
 }
 
-/// Writes the model as a whole or not at all.
-void emit_model(const GgufFile& file, const std::vector<Side>& sides, const std::string& path) {
+void emit_model(const GgufFile& file, const std::vector<Side>& sides, TemporaryFile& out) {
     std::map<std::string_view, std::vector<const Side*>> changed;  // by tensor
     for (const Side& side : sides) {
         changed[side.projection.tensor->name].push_back(&side);
@@ -342,30 +352,22 @@ void emit_model(const GgufFile& file, const std::vector<Side>& sides, const std:
     }
     const GgufContext target(gguf_init_empty());
     gguf_set_kv(target.get(), source.get());
+    gguf_remove_key(target.get(), "general.alignment");  // offsets below are for ggml's own
     for (ggml_tensor* t = ggml_get_first_tensor(tensors); t != nullptr; t = ggml_get_next_tensor(tensors, t)) {
         gguf_add_tensor(target.get(), t);
     }
     for (const auto& [name, of_tensor] : changed) {
         gguf_set_tensor_type(target.get(), std::string(name).c_str(), GGML_TYPE_F32);
     }
-    const std::string temporary = path + ".tmp";
-    const auto fail = [&] {
-        std::error_code ignored;
-        fs::remove(temporary, ignored);
-        throw Error(fmt::format("{} cannot be written; is there space on the disk?", path));
-    };
-    const std::unique_ptr<FILE, int (*)(FILE*)> out(std::fopen(temporary.c_str(), "wb"), std::fclose);
-    if (out == nullptr || !gguf_write_to_file_ptr(target.get(), out.get(), true)) {
-        fail();
-    }
+    std::string head(gguf_get_meta_size(target.get()), '\0');
+    gguf_get_meta_data(target.get(), head.data());
+    out.write(head);
     Progress progress("writing");
     const size_t alignment = gguf_get_alignment(target.get());
     const int64_t n_tensors = gguf_get_n_tensors(target.get());
     for (int64_t i = 0; i < n_tensors; ++i) {
         const GgufTensor* tensor = file.find_tensor(gguf_get_tensor_name(target.get(), i));
         if (tensor == nullptr || !tensor->bytes) {
-            std::error_code ignored;
-            fs::remove(temporary, ignored);
             throw Error(
                 fmt::format("{} of {} is of a type unknown here", gguf_get_tensor_name(target.get(), i), file.path()));
         }
@@ -373,39 +375,40 @@ void emit_model(const GgufFile& file, const std::vector<Side>& sides, const std:
         const std::vector<float> weights =
             found == changed.end() ? std::vector<float>() : truncated(*tensor, found->second);
         const auto bytes = found == changed.end() ? *tensor->bytes : std::as_bytes(std::span(weights));
-        const std::vector<std::byte> padding((alignment - bytes.size() % alignment) % alignment);
-        if (std::fwrite(bytes.data(), 1, bytes.size(), out.get()) != bytes.size() ||
-            std::fwrite(padding.data(), 1, padding.size(), out.get()) != padding.size()) {
-            fail();
-        }
+        out.write({reinterpret_cast<const char*>(bytes.data()), bytes.size()});
+        out.write(std::string((alignment - bytes.size() % alignment) % alignment, '\0'));
         progress.update(static_cast<size_t>(i + 1), static_cast<size_t>(n_tensors));
     }
-    if (std::fflush(out.get()) != 0) {
-        fail();
-    }
-    std::error_code error;
-    fs::rename(temporary, path, error);
-    if (error) {
-        fail();
-    }
+    out.publish();
     progress.finish(fmt::format("{} tensors", n_tensors));
 }
 
 void lowrank(const LowRankOptions& options) {
-    const double keep = share_of(options.keep);
-    const double keep_k = options.keep_k.empty() ? keep : share_of(options.keep_k);
-    const double keep_v = options.keep_v.empty() ? keep : share_of(options.keep_v);
+    const double keep = share_of("--keep", options.keep);
+    const double keep_k = options.keep_k.empty() ? keep : share_of("--keep-k", options.keep_k);
+    const double keep_v = options.keep_v.empty() ? keep : share_of("--keep-v", options.keep_v);
+    if (!options.text_files.empty() && options.basis == Basis::kWeights) {
+        throw CLI::ValidationError("--text", "text is read with --basis whitened only");
+    }
     const ModelInfo model = read_model_info(options.model);
     if (!options.emit_model.empty() && fs::exists(options.emit_model) &&
         fs::equivalent(options.emit_model, options.model)) {
         throw Error("the model cannot be written over itself; name another file after --emit-model");
     }
-    const GgufFile file(options.model);
-    std::vector<Side> sides = find_sides(file, model, options);
-    if (options.basis == Basis::kWhitened) {
-        add_seen_moments(file, model, options, sides);
+    std::optional<TemporaryFile> emitted;  // before hours of work
+    if (!options.emit_model.empty()) {
+        emitted.emplace(options.emit_model);
     }
-    decompose_all(sides, options.n_threads);
+    const GgufFile file(options.model);
+    if (file.get_uint("split.count").value_or(1) > 1) {
+        throw Error(fmt::format("{} is one of several files; join them with llama-gguf-split --merge", options.model));
+    }
+    std::vector<Side> sides = find_sides(file, model, options);
+    Harvest harvest;  // sides point into it
+    if (options.basis == Basis::kWhitened) {
+        harvest = see_inputs(file, model, options, sides);
+    }
+    decompose_all(file, sides, options.n_threads);
     std::vector<double> log_condition;
     for (size_t i = 0; i < sides.size(); i += 2) {
         log_condition.push_back(sides[i].log_condition() + sides[i + 1].log_condition());
@@ -413,8 +416,8 @@ void lowrank(const LowRankOptions& options) {
     choose_ranks(sides, options, true, keep_k, log_condition);
     choose_ranks(sides, options, false, keep_v, log_condition);
     print_report(sides, log_condition);
-    if (!options.emit_model.empty()) {
-        emit_model(file, sides, options.emit_model);
+    if (emitted) {
+        emit_model(file, sides, *emitted);
         fmt::print("Wrote {} ({:.1f} MB)\n", options.emit_model,
                    static_cast<double>(fs::file_size(options.emit_model)) / 1e6);
     }
@@ -434,7 +437,7 @@ void add_lowrank_command(CLI::App& app) {
     command
         ->add_option("--steepness", options->steepness,
                      "Progressive ranks fall with the cumulative condition number: the last layer's lies so far below "
-                     "the first one's, in parts of it")
+                     "the first one's, in parts of it (less where the first one's is full)")
         ->check(CLI::Range(0.0, 1.0))
         ->capture_default_str()
         ->excludes(uniform);

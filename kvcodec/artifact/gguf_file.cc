@@ -12,6 +12,7 @@
 #include <cstring>
 #include <utility>
 
+#include "kvcodec/artifact/temporary_file.h"
 #include "kvcodec/error.h"
 
 namespace kvcodec {
@@ -106,24 +107,6 @@ std::string printable(std::string_view name) {
         text, [](unsigned char c) { return c < 0x20 || c > 0x7e; }, '?');
     return text;
 }
-
-class FileDescriptor {
-  public:
-    explicit FileDescriptor(int fd) : fd_(fd) {}
-    ~FileDescriptor() { close(); }
-    FileDescriptor(const FileDescriptor&) = delete;
-    FileDescriptor& operator=(const FileDescriptor&) = delete;
-
-    int get() const { return fd_; }
-    /// False if the system reports an error of an earlier write.
-    bool close() {
-        const int fd = std::exchange(fd_, -1);
-        return fd < 0 || ::close(fd) == 0;
-    }
-
-  private:
-    int fd_;
-};
 
 }  // namespace
 
@@ -404,59 +387,6 @@ void append_string(std::string& to, std::string_view text) {
     append(to, uint64_t{text.size()});
     to.append(text);
 }
-
-/// A new file beside `path` that is removed again unless it takes the name of `path`.
-class TemporaryFile {
-  public:
-    explicit TemporaryFile(const std::string& path) : target_(path), fd_(open_beside(path, name_)) {}
-    ~TemporaryFile() {
-        if (!name_.empty()) {
-            ::unlink(name_.c_str());
-        }
-    }
-    TemporaryFile(const TemporaryFile&) = delete;
-    TemporaryFile& operator=(const TemporaryFile&) = delete;
-
-    void write(std::string_view bytes) {
-        while (!bytes.empty()) {
-            const ssize_t n = ::write(fd_.get(), bytes.data(), bytes.size());
-            if (n < 0 && errno != EINTR) {
-                fail();
-            }
-            bytes.remove_prefix(n > 0 ? static_cast<size_t>(n) : 0);
-        }
-    }
-    void publish() {
-        if (::fsync(fd_.get()) != 0 || !fd_.close() || ::rename(name_.c_str(), target_.c_str()) != 0) {
-            fail();
-        }
-        name_.clear();
-    }
-
-  private:
-    [[noreturn]] void fail() const {
-        throw Error(fmt::format("{}: cannot be written: {}; free some space or choose another place", target_,
-                                std::strerror(errno)));
-    }
-    static int open_beside(const std::string& path, std::string& name) {
-        for (int i = 0;; ++i) {
-            std::string candidate = fmt::format("{}.partial-{}-{}", path, ::getpid(), i);
-            const int fd = ::open(candidate.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, 0666);
-            if (fd >= 0) {
-                name = std::move(candidate);
-                return fd;
-            }
-            if (errno != EEXIST) {
-                throw Error(fmt::format("{}: cannot be created: {}; choose a folder that exists and can be written",
-                                        path, std::strerror(errno)));
-            }
-        }
-    }
-
-    std::string target_;
-    std::string name_;
-    FileDescriptor fd_;
-};
 
 }  // namespace
 

@@ -16,7 +16,7 @@ constexpr double kLeastValue = 1e-7;
 
 double LeftSingular::condition() const {
     const double largest = values.empty() ? 0.0 : values.front();
-    return largest == 0.0 ? 1.0 : largest / std::max(values.back(), kLeastValue * largest);
+    return largest == 0.0 ? 1.0 : largest / std::max(values[most_rank - 1], kLeastValue * largest);
 }
 
 double LeftSingular::lost(size_t rank) const {
@@ -30,7 +30,7 @@ double LeftSingular::lost(size_t rank) const {
 
 LeftSingular left_singular(std::span<const double> moments, size_t rows) {
     const PrincipalComponents components = principal_components_of(moments, rows);
-    LeftSingular found{components.basis, {}};
+    LeftSingular found{components.basis, {}, rows};
     std::ranges::transform(components.variance, std::back_inserter(found.values),
                            [](float variance) { return std::sqrt(static_cast<double>(variance)); });
     return found;
@@ -43,7 +43,9 @@ LeftSingular left_singular(std::span<const float> matrix, size_t rows, size_t co
             transposed[j * rows + i] = matrix[i * columns + j];
         }
     }
-    return left_singular(second_moments(transposed, rows), rows);
+    LeftSingular found = left_singular(second_moments(transposed, rows), rows);
+    found.most_rank = std::min(rows, columns);
+    return found;
 }
 
 void project(const LeftSingular& basis, size_t rank, std::span<const float> matrix, size_t columns,
@@ -89,13 +91,12 @@ std::vector<double> progressive_shares(std::span<const double> log_condition, do
     return shares;
 }
 
-std::vector<size_t> ranks_of(std::span<const double> shares, size_t full, size_t multiple) {
-    const size_t units = full / multiple;
+std::vector<size_t> ranks_of(std::span<const double> shares, std::span<const size_t> full, size_t multiple) {
     std::vector<size_t> ranks;
     std::vector<double> rest;  // of the exact rank, that rounding down leaves
     double left = 0.0;
-    for (const double share : shares) {
-        const double exact = std::clamp(share, 0.0, 1.0) * static_cast<double>(units);
+    for (size_t l = 0; l < shares.size(); ++l) {
+        const double exact = std::clamp(shares[l], 0.0, 1.0) * static_cast<double>(full[l] / multiple);
         ranks.push_back(std::max<size_t>(1, static_cast<size_t>(exact)));
         rest.push_back(exact - static_cast<double>(ranks.back()));
         left += rest.back();
@@ -105,7 +106,7 @@ std::vector<size_t> ranks_of(std::span<const double> shares, size_t full, size_t
     std::iota(order.begin(), order.end(), size_t{0});
     std::ranges::stable_sort(order, [&](size_t a, size_t b) { return rest[a] > rest[b]; });
     for (size_t i = 0; i < order.size() && left >= 0.5; ++i, left -= 1.0) {
-        ranks[order[i]] = std::min(units, ranks[order[i]] + 1);
+        ranks[order[i]] = std::min(full[order[i]] / multiple, ranks[order[i]] + 1);
     }
     for (size_t& rank : ranks) {
         rank *= multiple;

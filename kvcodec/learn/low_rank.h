@@ -11,9 +11,10 @@ namespace kvcodec {
 struct LeftSingular {
     std::vector<float> vectors;  ///< [rows, rows] row j: the j-th left singular vector, orthonormal
     std::vector<double> values;  ///< [rows] descending, >= 0
+    size_t most_rank = 0;        ///< values from here on are 0 whatever the matrix: it has fewer columns
 
     size_t rows() const { return values.size(); }
-    /// Largest over smallest value, the smallest counted as at least 1e-7 of the largest; 1 for zero.
+    /// Largest over smallest value below most_rank, the smallest counted as at least 1e-7 of the largest; 1 for zero.
     double condition() const;
     /// Share of the sum of squares that the values from `rank` on have; 0 for zero.
     double lost(size_t rank) const;
@@ -25,8 +26,8 @@ LeftSingular left_singular(std::span<const float> matrix, size_t rows, size_t co
 /// for instance. Then projecting on the first vectors loses least of W X, not of W.
 LeftSingular left_singular(std::span<const double> moments, size_t rows);
 
-/// U_r U_r^T matrix, U_r being the first `rank` vectors: the best approximation of that rank (Eckart-Young). Written to
-/// `projected` [rows, columns], which may be the matrix itself.
+/// U_r U_r^T matrix, U_r being the first `rank` vectors; where these are the matrix' own, the best approximation of
+/// that rank (Eckart-Young). Written to `projected` [rows, columns], which may be the matrix itself.
 void project(const LeftSingular& basis, size_t rank, std::span<const float> matrix, size_t columns,
              std::span<float> projected);
 
@@ -36,8 +37,9 @@ void project(const LeftSingular& basis, size_t rank, std::span<const float> matr
 /// the first has reached 1), and their mean is `keep`, more than 0 and at most 1.
 std::vector<double> progressive_shares(std::span<const double> log_condition, double keep, double steepness);
 
-/// Ranks: multiples of `multiple` from there to `full`, itself a multiple, nearest to share * full so that their sum is
-/// the nearest that it can be.
-std::vector<size_t> ranks_of(std::span<const double> shares, size_t full, size_t multiple);
+/// Ranks: multiples of `multiple`, at least that, of each share times full[l], themselves multiples. Rounded so that
+/// their sum is the nearest that it can be, but for ranks that would be less than `multiple`; they fall where shares
+/// do.
+std::vector<size_t> ranks_of(std::span<const double> shares, std::span<const size_t> full, size_t multiple);
 
 }  // namespace kvcodec

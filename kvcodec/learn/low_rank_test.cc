@@ -104,6 +104,9 @@ TEST(LeftSingular, OfMomentsLosesLeastOfWhatWasSeen) {
 TEST(LeftSingular, SingularAndZeroMatricesHaveAFiniteCondition) {
     const LeftSingular singular = left_singular(std::vector<float>{1, 2, 2, 4}, 2, 2);
     EXPECT_NEAR(singular.condition(), 1e7, 1.0);
+    const LeftSingular tall = left_singular(std::vector<float>{4, 0, 0, 2, 0, 0}, 3, 2);
+    EXPECT_EQ(tall.most_rank, 2U);
+    EXPECT_NEAR(tall.condition(), 2.0, 1e-6);
     EXPECT_EQ(left_singular(std::vector<float>(12), 3, 4).condition(), 1.0);
     EXPECT_EQ(left_singular(std::vector<float>(12), 3, 4).lost(1), 0.0);
 }
@@ -145,7 +148,7 @@ TEST(RanksOf, AreMultiplesWithTheSameSum) {
     for (const size_t n : {1, 5, 30}) {
         for (const double keep : {0.1, 0.55, 0.6, 0.8, 1.0}) {
             const std::vector<double> shares = progressive_shares(std::vector<double>(n, 1.0), keep, 0.5);
-            const std::vector<size_t> ranks = ranks_of(shares, 192, 8);
+            const std::vector<size_t> ranks = ranks_of(shares, std::vector<size_t>(n, 192), 8);
             double exact = 0.0;
             size_t sum = 0;
             for (size_t l = 0; l < n; ++l) {
@@ -159,8 +162,10 @@ TEST(RanksOf, AreMultiplesWithTheSameSum) {
             EXPECT_TRUE(std::ranges::is_sorted(ranks, std::greater<>()));
         }
     }
-    EXPECT_EQ(ranks_of(std::vector<double>{0.0, 1.0}, 64, 8), (std::vector<size_t>{8, 64}));
-    EXPECT_EQ(ranks_of(std::vector<double>{0.2, 0.3, 0.31}, 80, 8), (std::vector<size_t>{16, 24, 24}));
+    EXPECT_EQ(ranks_of(std::vector<double>{0.0, 1.0}, std::vector<size_t>{64, 64}, 8), (std::vector<size_t>{8, 64}));
+    EXPECT_EQ(ranks_of(std::vector<double>{0.5, 0.5}, std::vector<size_t>{64, 32}, 8), (std::vector<size_t>{32, 16}));
+    EXPECT_EQ(ranks_of(std::vector<double>{0.2, 0.3, 0.31}, std::vector<size_t>{80, 80, 80}, 8),
+              (std::vector<size_t>{16, 24, 24}));
 }
 
 }  // namespace

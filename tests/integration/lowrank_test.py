@@ -44,8 +44,8 @@ class LowRank(unittest.TestCase):
         self.assertLess(whitened, 1.0)
 
     def test_what_was_written_has_the_rank(self):
-        path = self.emit("uniform", "--keep", "50%", "--uniform")
-        kept = self.lowrank("-m", path, "--keep", "50%", "--uniform").splitlines()
+        path = self.emit("uniform", "--keep", "51%", "--uniform")
+        kept = self.lowrank("-m", path, "--keep", "51%", "--uniform").splitlines()
         rows = [line for line in kept if " of " in line and "|" in line]
         self.assertEqual(len(rows), 30)
         for row in rows:
@@ -69,6 +69,8 @@ class LowRank(unittest.TestCase):
         refused(2, ["'much'"], "-m", host.MODEL, "--keep", "much")
         refused(1, ["over itself"], "-m", host.MODEL, "--keep", "50%", "--emit-model", host.MODEL)
         refused(1, ["/absent/model.gguf"], "-m", host.MODEL, "--keep", "50%", "--emit-model", "/absent/model.gguf")
+        refused(1, ["too few"], "-m", host.MODEL, "--basis", "whitened", "--tokens", 100)
+        refused(2, ["--text"], "-m", host.MODEL, "--text", host.document_file(40_000))
         refused(1, ["GGUF"], "-m", host.document_file(40_000))
 
 

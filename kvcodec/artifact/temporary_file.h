@@ -1,12 +1,11 @@
 // Files that are written as a whole or not at all.
 #pragma once
 
-#include <span>
+#include <unistd.h>
+
 #include <string>
 #include <string_view>
 #include <utility>
-
-#include <unistd.h>
 
 namespace kvcodec {
 
@@ -39,6 +38,7 @@ class TemporaryFile {
 
     /// Throws Error if the disk is full.
     void write(std::string_view bytes);
+    /// Throws Error if the file could not be completed.
     void publish();
 
   private:

@@ -121,11 +121,10 @@ struct Side {
     }
 };
 
-std::vector<float> weights_of(const Side& side) {
-    const Projection& p = side.projection;
-    auto weights = read_rows(*p.tensor, p.first_row, p.n_rows);
+std::vector<float> weights_of(const GgufTensor& tensor, size_t first_row, size_t n_rows) {
+    auto weights = read_rows(tensor, first_row, n_rows);
     if (!weights) {
-        throw Error(fmt::format("{} is of a type that cannot be read", p.tensor->name));
+        throw Error(fmt::format("{} is of a type that cannot be read", tensor.name));
     }
     return *std::move(weights);
 }
@@ -152,7 +151,8 @@ std::vector<float> bias_of(const GgufFile& file, const Side& side) {
 void decompose(const GgufFile& file, Side& side) {
     const size_t rows = side.block_rows(), columns = side.projection.n_columns;
     if (side.seen == nullptr) {
-        const std::vector<float> weights = weights_of(side);
+        const Projection& p = side.projection;
+        const std::vector<float> weights = weights_of(*p.tensor, p.first_row, p.n_rows);
         for (size_t head = 0; head < side.n_heads; ++head) {
             side.bases.push_back(
                 left_singular(std::span(weights).subspan(head * rows * columns, rows * columns), rows, columns));
@@ -325,18 +325,15 @@ using GgufContext = std::unique_ptr<gguf_context, GgufDeleter>;
 /// All rows of a tensor as floats, those of the sides projected on their bases.
 std::vector<float> truncated(const GgufTensor& tensor, std::span<const Side* const> sides) {
     const auto columns = static_cast<size_t>(tensor.dims[0]);
-    auto weights = read_rows(tensor, 0, static_cast<size_t>(tensor.dims[1]));
-    if (!weights) {
-        throw Error(fmt::format("{} is of a type that cannot be read", tensor.name));
-    }
+    std::vector<float> weights = weights_of(tensor, 0, static_cast<size_t>(tensor.dims[1]));
     for (const Side* side : sides) {
-        const size_t size = side->full_rank() * columns;
+        const size_t size = side->block_rows() * columns;
         for (size_t head = 0; head < side->n_heads && side->rank < side->full_rank(); ++head) {
-            const auto block = std::span(*weights).subspan(side->projection.first_row * columns + head * size, size);
+            const auto block = std::span(weights).subspan(side->projection.first_row * columns + head * size, size);
             project(side->bases[head], side->rank, block, columns, block);
         }
     }
-    return *std::move(weights);
+    return weights;
 }
 
 void emit_model(const GgufFile& file, const std::vector<Side>& sides, TemporaryFile& out) {

@@ -93,15 +93,14 @@ void find_directions(const HarvestedRows& rows, std::span<const double> readers,
                      SideArtifact& side) {
     const std::vector<float> residuals = rows.residuals();
     const size_t dim = rows.dim(), size = dim * dim;
-    const std::vector<double> none(readers.empty() ? size : 0);
     double noise = 0.0, all = 0.0;  // weighted energy of noise with the rows' energy, and of the rows
     std::vector<float> of_head(rows.n_tokens() * dim);
     for (size_t head = 0; head < rows.n_head(); ++head) {
         for (size_t token = 0; token < rows.n_tokens(); ++token) {
             std::copy_n(residuals.data() + (token * rows.n_head() + head) * dim, dim, of_head.data() + token * dim);
         }
-        const WeightedComponents components = find_weighted_components(
-            of_head, readers.empty() ? std::span(none) : readers.subspan(head * size, size), dim, tempering);
+        const auto of_readers = readers.empty() ? readers : readers.subspan(head * size, size);
+        const WeightedComponents components = find_weighted_components(of_head, of_readers, dim, tempering);
         std::ranges::transform(components.basis, std::back_inserter(side.basis), float_to_half);
         side.variance.insert(side.variance.end(), components.variance.begin(), components.variance.end());
         noise += components.mean_weight * components.energy;
@@ -112,7 +111,7 @@ void find_directions(const HarvestedRows& rows, std::span<const double> readers,
     }
 }
 
-void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
+void learn(Job& job, const ModelInfo& model, const GgufFile& file, const TrainOptions& options,
            const std::function<void(size_t, float)>& progress) {
     HarvestedRows& rows = job.is_k ? job.layer->k : job.layer->v;
     LearnOptions learn_options;
@@ -134,11 +133,9 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
     job.side.heldout_error = learned.heldout_error;
     std::vector<double> readers;
     if (options.weighting != Weighting::kNone) {
-        readers = job.is_k ? std::move(job.layer->query_moments)
-                           : output_moments(GgufFile(model.path), model, job.layer->layer);
+        readers = job.is_k ? std::move(job.layer->query_moments) : output_moments(file, model, job.layer->layer);
     }
-    const Tempering full{1.0, 1e-3};
-    find_directions(rows, readers, options.weighting == Weighting::kFull ? full : Tempering(), job.side);
+    find_directions(rows, readers, options.weighting == Weighting::kFull ? kUntempered : Tempering(), job.side);
     rows.clear();
 }
 
@@ -146,12 +143,13 @@ void learn(Job& job, const ModelInfo& model, const TrainOptions& options,
 /// which takes moments.
 void learn_all(std::vector<Job>& jobs, const ModelInfo& model, const TrainOptions& options) {
     Progress progress("learning");
+    const GgufFile file(model.path);
     const size_t n_sweeps = jobs.size() * options.sweeps;
     std::atomic<size_t> next_job = 0, sweeps_done = 0, jobs_done = 0;
     const auto work = [&] {
         for (size_t i = next_job++; i < jobs.size(); i = next_job++) {
             try {
-                learn(jobs[i], model, options, [&](size_t, float) {
+                learn(jobs[i], model, file, options, [&](size_t, float) {
                     progress.update(++sweeps_done, n_sweeps,
                                     fmt::format("{} of {} dictionaries", jobs_done.load(), jobs.size()));
                 });

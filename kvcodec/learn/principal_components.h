@@ -29,6 +29,8 @@ struct Tempering {
     double power = 0.5;
     double offset = 0.3;  ///< more than 0
 };
+/// Errors as the readers see them on average.
+inline constexpr Tempering kUntempered{1.0, 1e-3};
 
 /// Sum over the rows of x x^T [dim, dim], in double precision. Rows with a non-finite element are left out.
 std::vector<double> second_moments(std::span<const float> rows, size_t dim);
@@ -44,7 +46,7 @@ PrincipalComponents principal_components_of(std::span<const double> moments, siz
 
 /// Principal components of W x, taken back by W^-1. W^T W has the eigenvectors of `readers` [dim, dim], the second
 /// moments of what takes products with the vectors (queries of keys, rows of the output projection of values), and
-/// their tempered weights. Readers of zero: all directions count alike. rows as above.
+/// their tempered weights. Readers of zero, or none at all: all directions count alike. rows as above.
 WeightedComponents find_weighted_components(std::span<const float> rows, std::span<const double> readers, size_t dim,
                                             const Tempering& tempering = {});
 

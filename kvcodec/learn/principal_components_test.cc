@@ -213,6 +213,7 @@ TEST(WeightedComponents, ReadersOfZeroCountAllDirectionsAlike) {
         find_weighted_components(rows, std::vector<double>(kDim * kDim), kDim, {1.0, 1e-9});
     const PrincipalComponents expected = find_principal_components(rows, kDim);
     EXPECT_NEAR(found.mean_weight, 1.0, 1e-8);
+    EXPECT_EQ(find_weighted_components(rows, {}, kDim, {1.0, 1e-9}).basis, found.basis) << "no readers at all";
     for (size_t i = 0; i < kDim * kDim; ++i) {
         EXPECT_NEAR(std::abs(found.basis[i]), std::abs(expected.basis[i]), 1e-4F);
     }

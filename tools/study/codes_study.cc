@@ -189,7 +189,7 @@ void print_weighting(const Sides& sides) {
                 };
                 all += seen(readers, side.dim, x);
                 lost_plain += lost(transform_of(train, side.dim, bytes));
-                lost_weighted += lost(weighted_transform_of(train, readers, side.dim, bytes, {1.0, 1e-3}));
+                lost_weighted += lost(weighted_transform_of(train, readers, side.dim, bytes, kUntempered));
                 lost_tempered += lost(weighted_transform_of(train, readers, side.dim, bytes, {}));
             }
             plain.add(i, std::sqrt(lost_plain / all));

@@ -124,16 +124,6 @@ DictionaryCodec codec_of(const LearnedDictionary& dictionary, size_t dim, size_t
     return {halves(dictionary.atoms), kAtoms, dim, dictionary.levels, settings};
 }
 
-/// Most atoms that codes of so many bytes hold.
-size_t sparsity_of(size_t bytes) {
-    size_t s = 1;
-    while (s < kMaxSparsity &&
-           Packing::code_bytes(kAtoms, s + 1, CoefficientFormat::kSigned4, CodeLayout::kPacked) <= bytes) {
-        ++s;
-    }
-    return s;
-}
-
 LearnedDictionary learned(const std::vector<Vectors>& heads, size_t dim, size_t sparsity) {
     LearnOptions options;
     options.n_atoms = kAtoms;
@@ -216,7 +206,7 @@ Stage transform_stage(const std::vector<Vectors>& train, size_t dim, size_t byte
 }
 
 Stage dictionary_stage(const std::vector<Vectors>& train, size_t dim, size_t bytes) {
-    const size_t s = sparsity_of(bytes);
+    const size_t s = study::sparsity_of(bytes);
     Stage stage;
     stage.push_back(std::make_unique<DictionaryCodec>(codec_of(learned(train, dim, s), dim, s)));
     return stage;
@@ -427,10 +417,5 @@ int run(std::span<char*> arguments) {
 }  // namespace kvcodec
 
 int main(int argc, char** argv) {
-    try {
-        return kvcodec::run({argv, static_cast<size_t>(argc)});
-    } catch (const std::exception& error) {
-        fmt::print(stderr, "error: {}\n", error.what());
-        return 1;
-    }
+    return kvcodec::study::run(argc, argv, kvcodec::run);
 }

@@ -364,10 +364,6 @@ double quantised_error(const Dictionary& atoms, size_t dim, std::span<const floa
 
 // ---- tables --------------------------------------------------------------------------------------------------------
 
-size_t code_bytes(size_t sparsity) {
-    return Packing::code_bytes(kAtoms, sparsity, CoefficientFormat::kSigned4, CodeLayout::kPacked);
-}
-
 /// measure(side) of every side of the rows.
 template <typename Measure>
 Means measure_all(const Sides& sides, Measure measure) {
@@ -719,16 +715,13 @@ class Study {
                     }
                     const double n_rows = static_cast<double>(x.size() / dim);
                     const double n_added = static_cast<double>(atoms.size() / dim - n_before);
-                    const auto code = static_cast<double>(code_bytes(kSparsity));
+                    const auto code = static_cast<double>(study::code_bytes(kSparsity));
                     const double of_vector =
                         ((n_rows - n_added) * code + n_added * (2.0 * static_cast<double>(dim) + 5.0)) / n_rows;
                     added.add(i, n_added);
                     bytes.add(i, of_vector);
                     error.add(i, std::sqrt(lost / energy_of(x)));
-                    size_t bought = 1;
-                    while (bought < kMaxSparsity && static_cast<double>(code_bytes(bought + 1)) <= of_vector) {
-                        ++bought;
-                    }
+                    const size_t bought = study::sparsity_of(static_cast<size_t>(of_vector));
                     same.add(i, pursue(dictionaries_[i], dim, x, bought).error);
                 }
                 fmt::print("| {} | {} | {:.0f} / {:.0f} | {:.1f} / {:.1f} | {} | {} |\n", texts_[t].name, threshold,
@@ -771,10 +764,5 @@ int run(std::span<char*> arguments) {
 }  // namespace kvcodec
 
 int main(int argc, char** argv) {
-    try {
-        return kvcodec::run({argv, static_cast<size_t>(argc)});
-    } catch (const std::exception& error) {
-        fmt::print(stderr, "error: {}\n", error.what());
-        return 1;
-    }
+    return kvcodec::study::run(argc, argv, kvcodec::run);
 }

@@ -3,11 +3,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstdio>
+#include <exception>
 #include <functional>
 #include <numeric>
 #include <thread>
 #include <utility>
 
+#include "kvcodec/codec/dictionary/packing.h"
 #include "kvcodec/error.h"
 
 namespace kvcodec::study {
@@ -34,6 +37,27 @@ std::vector<HarvestedLayer> harvest_layers(const ModelInfo& model, const std::st
     }
     fmt::print(stderr, "{}: {} tokens\n", harvested.source, harvested.n_tokens);
     return layers;
+}
+
+size_t code_bytes(size_t sparsity) {
+    return Packing::code_bytes(kAtoms, sparsity, CoefficientFormat::kSigned4, CodeLayout::kPacked);
+}
+
+size_t sparsity_of(size_t bytes) {
+    size_t s = 1;
+    while (s < kMaxSparsity && code_bytes(s + 1) <= bytes) {
+        ++s;
+    }
+    return s;
+}
+
+int run(int argc, char** argv, int (*study)(std::span<char*> arguments)) {
+    try {
+        return study({argv, static_cast<size_t>(argc)});
+    } catch (const std::exception& error) {
+        fmt::print(stderr, "error: {}\n", error.what());
+        return 1;
+    }
 }
 
 std::string Means::text() const {

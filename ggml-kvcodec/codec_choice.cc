@@ -12,6 +12,7 @@
 #include "kvcodec/codec/baseline/turboquant_codec.h"
 #include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
+#include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/codec/variable_block.h"
@@ -53,6 +54,33 @@ std::vector<std::shared_ptr<const TransformCodec>> transforms(const SideArtifact
     return heads;
 }
 
+// Throws Error where the options ask for what this kind of artifact, or none, cannot give.
+void check_kind(const Options& options, std::optional<Artifact::Kind> kind) {
+    const bool latent = kind == Artifact::Kind::kLatent;
+    const auto needs = [&](const char* what, const char* command) {
+        throw Error(fmt::format(
+            "{} needs artifact=FILE of `kvcodec {} -m MODEL`{}", what, command,
+            kind ? fmt::format("; {} is of `kvcodec {}`", options.artifact, latent ? "lowrank" : "train") : ""));
+    };
+    if (options.codec == Options::CodecChoice::kDictionary && kind != Artifact::Kind::kDictionary) {
+        needs("codec=dictionary", "train");
+    }
+    if (options.codec == Options::CodecChoice::kTransform && kind != Artifact::Kind::kDictionary) {
+        needs("codec=transform", "train");
+    }
+    if (options.codec == Options::CodecChoice::kLatent && !latent) {
+        needs("codec=latent", "lowrank -o FILE");
+    }
+    if (options.codec == Options::CodecChoice::kAuto && !latent &&
+        (options.bits_k == LatentSpace::kHalfBits || options.bits_v == LatentSpace::kHalfBits)) {
+        needs("bits=16", "lowrank -o FILE");
+    }
+    if (latent &&
+        (options.s_k || options.s_v || options.relative_error_k != 0.0F || options.relative_error_v != 0.0F)) {
+        needs("s= or relative_error=", "train");
+    }
+}
+
 bool has_nonzero(const std::vector<float>& values) {
     return std::any_of(values.begin(), values.end(), [](float value) { return value != 0; });
 }
@@ -62,11 +90,8 @@ bool has_nonzero(const std::vector<float>& values) {
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
     if (!options.artifact.empty() && !off() && !options.is_baseline()) {
         artifact_ = read_artifact(options.artifact);
-    } else if (options.codec == Options::CodecChoice::kDictionary ||
-               options.codec == Options::CodecChoice::kTransform) {
-        throw Error(fmt::format("codec={} needs artifact=FILE; make one with `kvcodec train -m MODEL`",
-                                options.codec == Options::CodecChoice::kDictionary ? "dictionary" : "transform"));
     }
+    check_kind(options, artifact_ ? std::optional(artifact_->kind) : std::nullopt);
 }
 
 std::shared_ptr<const RopeTables> CodecChoice::tables(const Rope& rope) {
@@ -90,7 +115,7 @@ size_t CodecChoice::shared_bytes() const {
     }
     for (size_t i = 0; artifact_ && i < artifact_->layers.size(); ++i) {
         for (const SideArtifact* side : {&artifact_->layers[i].k, &artifact_->layers[i].v}) {
-            bytes += (side->atoms.size() + side->basis.size()) * sizeof(uint16_t) +
+            bytes += (side->atoms.size() + side->basis.size() + side->directions.size()) * sizeof(uint16_t) +
                      (side->mean.size() + side->variance.size()) * sizeof(float);
         }
     }
@@ -221,6 +246,7 @@ void CodecChoice::plan(const LayerFacts& facts) {
         settle_budget(artifact_ ? &*artifact_ : nullptr, options_, {facts.f16_bytes, facts.dense_tokens, 0});
     budget_ = settled.share;
     plan_ = std::move(settled.layers);
+    latents_ = settled.latents;
     if (artifact_) {
         drop_unused(*artifact_);
     }
@@ -233,6 +259,9 @@ void CodecChoice::drop_unused(Artifact& artifact) const {
         const auto planned = plan_.find(layer.layer);
         for (SideArtifact* side : {&layer.k, &layer.v}) {
             const bool is_k = side == &layer.k;
+            if (!latents_) {
+                side->directions = {};
+            }
             const SidePlan* plan = planned == plan_.end() ? nullptr : is_k ? &planned->second.k : &planned->second.v;
             if (plan == nullptr || plan->scalar_bits) {
                 side->basis = {};
@@ -265,13 +294,35 @@ CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& pla
     return choice;
 }
 
+CodecChoice::SideChoice CodecChoice::latent_side(Side side, const SideArtifact& trained, size_t n_heads,
+                                                 bool before_rope) const {
+    const uint32_t bits = side == Side::kK ? latents_->k : latents_->v;
+    SideChoice choice;
+    std::shared_ptr<const LatentSpace> space;
+    for (size_t head = 0; head < n_heads; ++head) {
+        const size_t n_joint = trained.joint_heads;
+        if (head % n_joint == 0) {
+            std::vector<float> directions;
+            std::ranges::transform(part_of(trained.directions, head / n_joint, n_heads / n_joint),
+                                   std::back_inserter(directions), half_to_float);
+            space = std::make_shared<const LatentSpace>(directions, n_joint, trained.dim, bits, unbias_of(side));
+        }
+        choice.heads.push_back(std::make_shared<const LatentCodec>(space, head % n_joint, before_rope));
+    }
+    choice.codec = choice.heads[0];
+    return choice;
+}
+
 CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope,
                                                    LayerArtifact* trained) {
     if (const auto known = made_.find(layer); known != made_.end()) {
         return known->second;
     }
     LayerChoice choice;
-    if (const auto planned = plan_.find(layer); planned != plan_.end()) {
+    if (latents_) {
+        choice = {latent_side(Side::kK, trained->k, geometry.n_head_kv, before_rope),
+                  latent_side(Side::kV, trained->v, geometry.n_head_kv, false)};
+    } else if (const auto planned = plan_.find(layer); planned != plan_.end()) {
         choice = {planned_side(Side::kK, planned->second.k, trained->k, geometry.n_head_kv, before_rope),
                   planned_side(Side::kV, planned->second.v, trained->v, geometry.n_head_kv, false)};
     } else {
@@ -284,6 +335,7 @@ CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry
         for (SideArtifact* side : {&trained->k, &trained->v}) {  // the codecs have their own
             side->atoms = {};
             side->basis = {};
+            side->directions = {};
         }
     }
     return choice;
@@ -331,15 +383,15 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
                     fmt::format("the artifact was trained for {} KV heads of {}/{}, the model has {} of {}/{}",
                                 found->n_head_kv, found->k.dim, found->v.dim, g.n_head_kv, g.dim_k, g.dim_v)};
         }
-        if (!opaque && found->rope != rope) {
+        if (!opaque && artifact_->kind == Artifact::Kind::kDictionary && found->rope != rope) {
             return {{}, "its RoPE differs from the one that the artifact was trained with"};
         }
         trained = &*found;
     }
     const bool has_k_mean = trained != nullptr ? has_nonzero(trained->k.mean) : has_nonzero(facts.k_origin.bias);
     const auto planned = plan_.find(facts.layer);
-    const bool transform = trained != nullptr && planned != plan_.end() && !planned->second.k.scalar_bits;
-    if (opaque && (has_k_mean || transform)) {
+    const bool directed = latents_ || (trained != nullptr && planned != plan_.end() && !planned->second.k.scalar_bits);
+    if (opaque && (has_k_mean || directed)) {
         return {{}, "its keys, or their mean, would have to be turned back under a RoPE that kvcodec does not know"};
     }
     try {
@@ -347,7 +399,7 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         LayerCodecs codecs;
         codecs.v_mean = trained ? trained->v.mean : facts.v_origin.bias;
         codecs.rope = Rope(rope, g.dim_k);
-        const bool before_rope = transform && codecs.rope.rotates();
+        const bool before_rope = directed && codecs.rope.rotates();
         if (before_rope) {
             codecs.k_plain_mean = trained->k.mean;
             codecs.rope_tables = tables(codecs.rope);

@@ -76,6 +76,7 @@ class CodecChoice {
     };
     SideChoice choose_side(Side side, size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
+    SideChoice latent_side(Side side, const SideArtifact& trained, size_t n_heads, bool before_rope) const;
     SideChoice planned_side(Side side, const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
                             bool before_rope) const;
     /// before_rope: whether RoPE stands between the codes of keys and the queries.
@@ -95,9 +96,10 @@ class CodecChoice {
 
     Options options_;
     double budget_;         // code bytes per f16 byte
-    bool planned_ = false;  // budget_ and plan_ are settled
+    bool planned_ = false;  // budget_, plan_ and latents_ are settled
     std::optional<Artifact> artifact_;
     std::map<uint32_t, LayerPlan> plan_;    // of layers that plan_budget() has decided on
+    std::optional<LatentBits> latents_;     // where layers are coded as latents
     std::map<uint32_t, LayerChoice> made_;  // of layers with an artifact, for all contexts
     std::vector<std::shared_ptr<const RopeTables>> tables_;
     std::map<std::tuple<Side, size_t, std::optional<uint32_t>>, std::shared_ptr<const Codec>> baselines_;

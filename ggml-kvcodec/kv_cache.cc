@@ -843,7 +843,8 @@ std::string KvCache::describe_all() const {
             if (names.find(kind) == std::string::npos) {
                 names += (names.empty() ? "" : " and ") + kind;
             }
-            const double bits = 8.0 * static_cast<double>(codec.code_bytes()) / static_cast<double>(codec.dim());
+            const double bits =
+                8.0 * static_cast<double>(codec.code_bytes()) / static_cast<double>(codec.dim() * codec.joint_heads());
             least = std::min(least, bits);
             most = std::max(most, bits);
             sum += bits;

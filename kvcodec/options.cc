@@ -22,12 +22,19 @@ template <typename E>
 using Names = std::span<const std::pair<std::string_view, E>>;
 
 constexpr std::pair<std::string_view, Options::CodecChoice> kCodecs[] = {
-    {"auto", Options::CodecChoice::kAuto},         {"dictionary", Options::CodecChoice::kDictionary},
-    {"scalar", Options::CodecChoice::kScalar},     {"transform", Options::CodecChoice::kTransform},
-    {"none", Options::CodecChoice::kNone},         {"token", Options::CodecChoice::kToken},
-    {"kivi", Options::CodecChoice::kKivi},         {"turboquant", Options::CodecChoice::kTurboQuant},
-    {"zipcache", Options::CodecChoice::kZipCache}, {"h2o", Options::CodecChoice::kH2o},
-    {"snapkv", Options::CodecChoice::kSnapKv},     {"pyramidkv", Options::CodecChoice::kPyramidKv},
+    {"auto", Options::CodecChoice::kAuto},
+    {"dictionary", Options::CodecChoice::kDictionary},
+    {"scalar", Options::CodecChoice::kScalar},
+    {"transform", Options::CodecChoice::kTransform},
+    {"latent", Options::CodecChoice::kLatent},
+    {"none", Options::CodecChoice::kNone},
+    {"token", Options::CodecChoice::kToken},
+    {"kivi", Options::CodecChoice::kKivi},
+    {"turboquant", Options::CodecChoice::kTurboQuant},
+    {"zipcache", Options::CodecChoice::kZipCache},
+    {"h2o", Options::CodecChoice::kH2o},
+    {"snapkv", Options::CodecChoice::kSnapKv},
+    {"pyramidkv", Options::CodecChoice::kPyramidKv},
 };
 constexpr std::pair<std::string_view, CoefficientFormat> kCoefficients[] = {
     {"q4", CoefficientFormat::kSigned4},
@@ -145,7 +152,8 @@ bool set_sparsity(std::string_view value, std::optional<uint32_t>& to) {
 }
 
 bool set_bits(std::string_view value, std::optional<uint32_t>& to) {
-    return (value == "2" || value == "3" || value == "4" || value == "8") && set_number<uint32_t>(value, 2, 8, to);
+    return (value == "2" || value == "3" || value == "4" || value == "8" || value == "16") &&
+           set_number<uint32_t>(value, 2, 16, to);
 }
 
 bool set_layers(std::string_view value, std::vector<std::pair<uint32_t, uint32_t>>& to) {
@@ -185,7 +193,8 @@ constexpr Key kKeys[] = {
          return !v.empty();
      }},
     {"codec",
-     "auto, dictionary, scalar, transform, none, or a baseline: token, kivi, turboquant, zipcache, h2o, snapkv or "
+     "auto, dictionary, scalar, transform, latent, none, or a baseline: token, kivi, turboquant, zipcache, h2o, snapkv "
+     "or "
      "pyramidkv",
      [](Draft& d, std::string_view v) { return set_name(v, kCodecs, d.options.codec); }},
     {"budget", "a share such as 20% or 0.2, bytes of a token such as 2.5KiB, or of all tokens such as 1GiB@32768",
@@ -288,6 +297,13 @@ void check_bits(const Options& options) {
                 fmt::format("KVCODEC: codec=zipcache has rows of 4 and of 2 bits, but bits_{}={} is given; "
                             "leave it out, or give a budget",
                             side, *bits));
+        }
+        const bool has_16 = options.codec == Options::CodecChoice::kLatent ||
+                            options.codec == Options::CodecChoice::kAuto ||
+                            options.codec == Options::CodecChoice::kNone;
+        if (bits == 16U && !has_16 && !options.is_baseline()) {
+            throw Error(fmt::format("KVCODEC: bits_{}=16 is of latents, not of codec={}; give 2, 3, 4 or 8", side,
+                                    name_of<Options::CodecChoice>(kCodecs, options.codec)));
         }
         if (options.codec == Options::CodecChoice::kTransform && side == "k" && bits && *bits > 4) {
             throw Error(

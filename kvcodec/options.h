@@ -26,10 +26,11 @@ struct SizeBudget {
 /// Each field names its key.
 struct Options {
     enum class CodecChoice : uint8_t {
-        kAuto,        ///< scalar from 3 bits an element on, below that what the artifact is best at
+        kAuto,        ///< what the artifact is best at at this budget, or the scalar codec
         kDictionary,  ///< needs an artifact
         kScalar,      ///< needs no artifact, but uses the means of one
         kTransform,   ///< along the artifact's directions: keys, before RoPE, and often values
+        kLatent,      ///< low ranks, of an artifact of `kvcodec lowrank`
         kNone,        ///< every layer passes through
         kToken,       ///< baselines that code, see docs/baselines.md
         kKivi,
@@ -55,12 +56,12 @@ struct Options {
     };
 
     std::string artifact;                    ///< artifact=PATH
-    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|transform|none|token|kivi|turboquant|...
+    CodecChoice codec = CodecChoice::kAuto;  ///< codec=auto|dictionary|scalar|transform|latent|none|token|kivi|...
     std::optional<double> budget;            ///< budget=20% or 0.2: code bytes per f16 byte, in (0, 1]
     std::optional<SizeBudget> size_budget;   ///< budget=2.5KiB or 1GiB@32768, instead
     std::optional<uint32_t> s_k;             ///< s_k=, or s= for both: atoms per vector, fixed whatever the budget
     std::optional<uint32_t> s_v;             ///< s_v=
-    std::optional<uint32_t> bits_k;  ///< bits_k=2|3|4|8, or bits= for both: of an element, where the codec has them
+    std::optional<uint32_t> bits_k;  ///< bits_k=2|3|4|8|16, or bits= for both: of an element, where the codec has them
     std::optional<uint32_t> bits_v;  ///< bits_v=
     CoefficientFormat coefficients = CoefficientFormat::kSigned4;  ///< coefficients=q4|fp8
     CodeLayout layout = CodeLayout::kPacked;                       ///< layout=packed|published

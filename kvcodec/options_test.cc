@@ -162,6 +162,17 @@ TEST(OptionsTest, BaselinesHaveTheBitsOfTheirPapers) {
               "KVCODEC: codec=turboquant has 2, 3 or 4 bits, but bits_k=8 is given");
 }
 
+TEST(OptionsTest, SixteenBitsAreOfLatents) {
+    const Options options = parse_options("codec=latent,bits_k=16,bits_v=4");
+    EXPECT_EQ(options.codec, Options::CodecChoice::kLatent);
+    EXPECT_EQ(options.bits_k, 16U);
+    EXPECT_EQ(parse_options(to_string(options)), options);
+    EXPECT_NO_THROW(parse_options("bits=16"));
+    for (const char* codec : {"scalar", "transform", "dictionary", "token", "kivi"}) {
+        EXPECT_THROW(parse_options(std::string("bits=16,codec=") + codec), Error) << codec;
+    }
+}
+
 TEST(OptionsTest, ZipCacheHasABudgetButNoBits) {
     const Options options = parse_options("codec=zipcache,budget=20%");
     EXPECT_EQ(options.codec, Options::CodecChoice::kZipCache);

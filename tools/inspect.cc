@@ -13,6 +13,7 @@
 
 #include "kvcodec/artifact/artifact.h"
 #include "kvcodec/codec/dictionary/packing.h"
+#include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/error.h"
 #include "kvcodec/options.h"
 #include "kvcodec/plan/budget_plan.h"
@@ -24,6 +25,7 @@ namespace {
 
 constexpr double kConcentrated = 0.9;
 constexpr std::array<size_t, 6> kSparsities = {4, 8, 12, 16, 24, 32};
+constexpr std::array<uint32_t, 5> kLatentBits = {2, 3, 4, 8, LatentSpace::kHalfBits};
 
 struct InspectOptions {
     std::string path;
@@ -40,6 +42,25 @@ struct TokenBytes {
     double packed_rate() const { return static_cast<double>(packed) / static_cast<double>(f16); }
     double published_rate() const { return static_cast<double>(published) / static_cast<double>(f16); }
 };
+
+/// The same as latents of so many bits.
+uint64_t latent_bytes(const Artifact& artifact, uint32_t bits) {
+    uint64_t bytes = 0;
+    for (const LayerArtifact& layer : artifact.layers) {
+        for (const SideArtifact* side : {&layer.k, &layer.v}) {
+            bytes += layer.n_head_kv / side->joint_heads * LatentSpace::code_bytes(side->rank, bits);
+        }
+    }
+    return bytes;
+}
+
+uint64_t f16_bytes(const Artifact& artifact) {
+    uint64_t bytes = 0;
+    for (const LayerArtifact& layer : artifact.layers) {
+        bytes += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
+    }
+    return bytes;
+}
 
 TokenBytes token_bytes(const Artifact& artifact, size_t sparsity) {
     TokenBytes bytes;
@@ -74,7 +95,11 @@ std::optional<double> concentration(const LayerArtifact& layer) {
 }
 
 nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
-    const auto side_json = [](const SideArtifact& side) {
+    const bool latent = artifact.kind == Artifact::Kind::kLatent;
+    const auto side_json = [&](const SideArtifact& side) {
+        if (latent) {
+            return nlohmann::json{{"dim", side.dim}, {"rank", side.rank}, {"joint_heads", side.joint_heads}};
+        }
         return nlohmann::json{{"dim", side.dim}, {"n_atoms", side.n_atoms}, {"heldout_error", side.heldout_error}};
     };
     nlohmann::json layers = nlohmann::json::array();
@@ -86,7 +111,18 @@ nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
         layers.push_back({{"layer", layer.layer}, {"n_head_kv", layer.n_head_kv}, {"k", k}, {"v", side_json(layer.v)}});
     }
     nlohmann::json rates = nlohmann::json::array();
+    for (const uint32_t bits : kLatentBits) {
+        if (latent) {
+            const uint64_t bytes = latent_bytes(artifact, bits);
+            rates.push_back({{"bits", bits},
+                             {"bytes_per_token", bytes},
+                             {"rate", static_cast<double>(bytes) / static_cast<double>(f16_bytes(artifact))}});
+        }
+    }
     for (const size_t sparsity : kSparsities) {
+        if (latent) {
+            break;
+        }
         const TokenBytes bytes = token_bytes(artifact, sparsity);
         rates.push_back({{"s", sparsity},
                          {"packed_bytes_per_token", bytes.packed},
@@ -103,17 +139,44 @@ nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
               {"tokens", artifact.training_tokens},
               {"s", artifact.training_sparsity}}},
             {"file_bytes", file_bytes},
-            {"f16_bytes_per_token", token_bytes(artifact, 1).f16},
+            {"f16_bytes_per_token", f16_bytes(artifact)},
             {"layers", layers},
             {"rates", rates}};
+}
+
+void print_ranks(const Artifact& artifact) {
+    fmt::print("\n{:>5} {:>8} | {:>14} {:>8} | {:>14} {:>8}\n", "layer", "KV heads", "K rank", "together", "V rank",
+               "together");
+    const auto rank = [](const SideArtifact& side) {
+        return fmt::format("{} of {}", side.rank, side.joint_heads * side.dim);
+    };
+    for (const LayerArtifact& layer : artifact.layers) {
+        fmt::print("{:>5} {:>8} | {:>14} {:>8} | {:>14} {:>8}\n", layer.layer, layer.n_head_kv, rank(layer.k),
+                   layer.k.joint_heads, rank(layer.v), layer.v.joint_heads);
+    }
+    fmt::print("\ncoded bytes per token, K and V of these layers (f16: {})\n{:>5} {:>8} {:>7}\n", f16_bytes(artifact),
+               "bits", "bytes", "rate");
+    for (const uint32_t bits : kLatentBits) {
+        const uint64_t bytes = latent_bytes(artifact, bits);
+        fmt::print("{:>5} {:>8} {:>6.1f}%\n", bits, bytes,
+                   100.0 * static_cast<double>(bytes) / static_cast<double>(f16_bytes(artifact)));
+    }
 }
 
 void print_text(const Artifact& artifact, uint64_t file_bytes) {
     fmt::print("model        {} ({})\n", artifact.model_name, artifact.architecture);
     fmt::print("fingerprint  {}\n", artifact.model_fingerprint);
-    fmt::print("trained on   {}: {} tokens at s={}\n", artifact.training_source, artifact.training_tokens,
-               artifact.training_sparsity);
+    const bool latent = artifact.kind == Artifact::Kind::kLatent;
+    fmt::print("{} {}{}\n", latent ? "low ranks of" : "trained on  ", artifact.training_source,
+               latent && artifact.training_tokens == 0
+                   ? ""
+                   : fmt::format(": {} tokens{}", artifact.training_tokens,
+                                 latent ? "" : fmt::format(" at s={}", artifact.training_sparsity)));
     fmt::print("file         {} bytes, {} layers\n", file_bytes, artifact.layers.size());
+    if (latent) {
+        print_ranks(artifact);
+        return;
+    }
 
     fmt::print("\n{:>5} {:>8} | {:>5} {:>6} {:>14} {:>17} | {:>5} {:>6} {:>14}\n", "layer", "KV heads", "K dim",
                "atoms", "held-out error", "90 % variance in", "V dim", "atoms", "held-out error");
@@ -125,7 +188,7 @@ void print_text(const Artifact& artifact, uint64_t file_bytes) {
                    layer.v.heldout_error);
     }
 
-    fmt::print("\ncoded bytes per token, K and V of these layers (f16: {})\n", token_bytes(artifact, 1).f16);
+    fmt::print("\ncoded bytes per token, K and V of these layers (f16: {})\n", f16_bytes(artifact));
     fmt::print("{:>5} {:>16} {:>7} {:>18} {:>7}\n", "s", "packed q4", "rate", "published fp8", "rate");
     for (const size_t sparsity : kSparsities) {
         const TokenBytes bytes = token_bytes(artifact, sparsity);
@@ -137,9 +200,13 @@ void print_text(const Artifact& artifact, uint64_t file_bytes) {
 /// What plan_budget() makes of these options, layer by layer.
 void print_plan(const Artifact& artifact, const std::string& text) {
     const Options options = parse_options(text);
-    const auto plan =
-        settle_budget(&artifact, options, {token_bytes(artifact, 1).f16, size_t{options.window} + options.sinks, 0})
-            .layers;
+    const BudgetPlan settled =
+        settle_budget(&artifact, options, {f16_bytes(artifact), size_t{options.window} + options.sinks, 0});
+    if (settled.latents) {
+        fmt::print("latents of {} bits in K and {} in V\n", settled.latents->k, settled.latents->v);
+        return;
+    }
+    const auto& plan = settled.layers;
     if (plan.empty()) {
         throw Error(fmt::format("with '{}' all layers are coded alike, nothing is planned", text));
     }
@@ -153,7 +220,7 @@ void print_plan(const Artifact& artifact, const std::string& text) {
     fmt::print("{:>5} | {:>11} {:<9} {:>5} {:>9} | {:>11} {:<9} {:>5} {:>9}\n", "layer", "sensitivity", "K", "bits",
                "loss", "sensitivity", "V", "bits", "loss");
     size_t bytes = 0;
-    size_t f16_bytes = 0;
+    size_t all_f16 = 0;
     for (const LayerArtifact& layer : artifact.layers) {
         const auto planned = plan.find(layer.layer);
         if (planned == plan.end()) {
@@ -163,13 +230,13 @@ void print_plan(const Artifact& artifact, const std::string& text) {
         fmt::print("{:>5} | {:>11.4f} {} | {:>11.4f} {}\n", layer.layer, layer.k.sensitivity, describe(k, layer.k.dim),
                    layer.v.sensitivity, describe(v, layer.v.dim));
         bytes += layer.n_head_kv * (k.code_bytes + v.code_bytes);
-        f16_bytes += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
+        all_f16 += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
     }
     fmt::print(
         "{} of {} bytes of a token, {:.1f} %. Loss: expected share of the variance, as readers weigh it. Bytes go "
         "where loss times\n"
         "sensitivity (0: not measured, all alike) falls most.\n",
-        bytes, f16_bytes, 100.0 * static_cast<double>(bytes) / static_cast<double>(f16_bytes));
+        bytes, all_f16, 100.0 * static_cast<double>(bytes) / static_cast<double>(all_f16));
 }
 
 void inspect(const InspectOptions& options) {

@@ -1,8 +1,9 @@
-// `kvcodec lowrank`: what low ranks leave of a model's K and V projections (LoRC, arXiv 2410.03111), and models with
-// projections of low rank.
+// `kvcodec lowrank`: low ranks of a model's K and V projections (LoRC, arXiv 2410.03111): a report, artifacts for a
+// cache of latents, and models with projections of low rank.
 #include <fmt/format.h>
 #include <ggml.h>
 #include <gguf.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -21,15 +22,21 @@
 #include <utility>
 #include <vector>
 
+#include "kvcodec/artifact/artifact.h"
 #include "kvcodec/artifact/gguf_file.h"
 #include "kvcodec/artifact/model_info.h"
 #include "kvcodec/artifact/temporary_file.h"
+#include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/error.h"
+#include "kvcodec/half.h"
 #include "kvcodec/learn/low_rank.h"
 #include "kvcodec/learn/principal_components.h"
+#include "kvcodec/plan/allocation.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
+#include "tools/plugin_path.h"
 #include "tools/progress.h"
+#include "tools/sensitivity.h"
 #include "tools/weights.h"
 
 namespace kvcodec {
@@ -38,26 +45,35 @@ namespace fs = std::filesystem;
 
 namespace {
 
-/// Ranks are whole vectors of the kernels.
-constexpr size_t kMultiple = 8;
+constexpr size_t kMultiple = LatentSpace::kRankMultiple;
 
 enum class Basis : uint8_t {
     kWeights,   ///< singular vectors of the weights, as published
     kWhitened,  ///< of the weights times the root of the inputs' second moments: of what they make of real inputs
+    kData,      ///< principal components of keys and values themselves, their mean apart
+};
+
+enum class Ranks : uint8_t {
+    kProgressive,  ///< by cumulative condition numbers, as published
+    kUniform,      ///< the same in all layers
+    kMeasured,     ///< by what predictions lose, K and V of each layer apart
 };
 
 struct LowRankOptions {
     std::string model;
+    std::string output;
     std::string emit_model;
+    bool emit_f32 = false;
     std::string keep = "60%";
     std::string keep_k;
     std::string keep_v;
-    bool uniform = false;
+    Ranks ranks = Ranks::kProgressive;
     double steepness = 0.5;
     bool per_head = false;
     Basis basis = Basis::kWeights;
     std::vector<std::string> text_files;
     size_t n_tokens = 4096;
+    size_t sensitivity_tokens = 128;
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     uint64_t seed = 0;
 };
@@ -86,6 +102,7 @@ struct Side {
     Projection projection;
     size_t n_heads = 1;                   ///< that are taken apart; 1: all together
     std::vector<LeftSingular> bases;      ///< [n_heads]
+    std::vector<float> mean;              ///< [rows] what is left out of latents: the bias, or the mean of the data
     const HarvestedRows* seen = nullptr;  ///< what the projection makes of real inputs, its bias added; may be null
     size_t rank = 0;                      ///< of each of them
     std::string problem;
@@ -148,7 +165,8 @@ std::vector<float> bias_of(const GgufFile& file, const Side& side) {
     return bias;
 }
 
-void decompose(const GgufFile& file, Side& side) {
+void decompose(const GgufFile& file, Basis basis, Side& side) {
+    side.mean = basis == Basis::kData ? side.seen->mean() : bias_of(file, side);
     const size_t rows = side.block_rows(), columns = side.projection.n_columns;
     if (side.seen == nullptr) {
         const Projection& p = side.projection;
@@ -159,19 +177,19 @@ void decompose(const GgufFile& file, Side& side) {
         }
         return;
     }
-    const std::vector<float> residuals = side.seen->residuals(), mean = side.seen->mean(), bias = bias_of(file, side);
+    const std::vector<float> residuals = side.seen->residuals(), mean = side.seen->mean();
     std::vector<float> block(side.seen->n_tokens() * rows);
     for (size_t head = 0; head < side.n_heads; ++head) {
         for (size_t i = 0; i < block.size(); ++i) {
             const size_t row = head * rows + i % rows;
-            block[i] = residuals[i / rows * side.projection.n_rows + row] + mean[row] - bias[row];
+            block[i] = residuals[i / rows * side.projection.n_rows + row] + mean[row] - side.mean[row];
         }
         side.bases.push_back(left_singular(second_moments(block, rows), rows));
         side.bases.back().most_rank = side.full_rank();
     }
 }
 
-void decompose_all(const GgufFile& file, std::vector<Side>& sides, size_t n_threads) {
+void decompose_all(const GgufFile& file, Basis basis, std::vector<Side>& sides, size_t n_threads) {
     Progress progress("singular values");
     std::atomic<size_t> next = 0, done = 0;
     std::vector<std::jthread> threads;
@@ -179,7 +197,7 @@ void decompose_all(const GgufFile& file, std::vector<Side>& sides, size_t n_thre
         threads.emplace_back([&] {
             for (size_t i = next++; i < sides.size(); i = next++) {
                 try {
-                    decompose(file, sides[i]);
+                    decompose(file, basis, sides[i]);
                 } catch (const std::exception& error) {
                     sides[i].problem = error.what();
                 }
@@ -208,6 +226,7 @@ std::vector<Side> find_sides(const GgufFile& file, const ModelInfo& model, const
                       find_projection(file, model, layer, is_k),
                       options.per_head ? model.n_head_kv[layer] : 1,
                       {},
+                      {},
                       nullptr,
                       0,
                       {}};
@@ -230,18 +249,32 @@ std::vector<Side> find_sides(const GgufFile& file, const ModelInfo& model, const
     return sides;
 }
 
+/// Throws Error where keys are normalised after their projection and the options need them as projected.
+void check_norms(const GgufFile& file, const LowRankOptions& options, const std::vector<Side>& sides) {
+    const auto normalised = std::ranges::find_if(sides, [&](const Side& side) {
+        return file.find_tensor(fmt::format("blk.{}.attn_k_norm.weight", side.layer)) != nullptr;
+    });
+    if (normalised == sides.end()) {
+        return;
+    }
+    if (options.basis == Basis::kWhitened) {
+        throw Error(
+            "keys are normalised after their projection: --basis whitened cannot see what it makes of inputs; take "
+            "--basis data");
+    }
+    if (options.basis == Basis::kWeights && !options.output.empty()) {
+        throw Error(
+            "keys are normalised after their projection: singular vectors of its weights are not theirs; take "
+            "--basis data");
+    }
+}
+
 /// What each projection makes of the inputs it meets: keys before RoPE and values. The first tokens of a sequence are
 /// left out, as in training.
-Harvest see_inputs(const GgufFile& file, const ModelInfo& model, const LowRankOptions& options,
-                   std::vector<Side>& sides) {
+Harvest see_inputs(const ModelInfo& model, const LowRankOptions& options, std::vector<Side>& sides) {
     size_t most_rows = 0;
     for (const Side& side : sides) {
         most_rows = std::max(most_rows, side.block_rows());
-        if (file.find_tensor(fmt::format("blk.{}.attn_k_norm.weight", side.layer)) != nullptr) {
-            throw Error(
-                "keys are normalised after their projection: --basis whitened cannot see what it makes of inputs; "
-                "take --basis weights");
-        }
     }
     HarvestOptions harvest_options;
     harvest_options.text_files = options.text_files;
@@ -262,9 +295,8 @@ Harvest see_inputs(const GgufFile& file, const ModelInfo& model, const LowRankOp
     for (Side& side : sides) {
         const auto layer = std::ranges::find(harvest.layers, side.layer, &HarvestedLayer::layer);
         if (layer == harvest.layers.end()) {
-            throw Error(
-                fmt::format("--basis whitened needs to see all layers, layer {} was not; take --basis weights{}",
-                            side.layer, harvest.skipped.empty() ? "" : " (" + harvest.skipped.front() + ")"));
+            throw Error(fmt::format("this basis needs to see all layers, layer {} was not; take --basis weights{}",
+                                    side.layer, harvest.skipped.empty() ? "" : " (" + harvest.skipped.front() + ")"));
         }
         side.seen = side.is_k ? &layer->k : &layer->v;
     }
@@ -285,7 +317,89 @@ void choose_ranks(std::vector<Side>& sides, const LowRankOptions& options, bool 
     for (size_t i = is_k ? 0 : 1; i < sides.size(); i += 2) {
         // The same share of all is the same rank in all, though their sum may be nearer with another in some.
         const auto units = std::lround(keep * static_cast<double>(full[i / 2] / kMultiple));
-        sides[i].rank = options.uniform ? kMultiple * static_cast<size_t>(std::max(units, 1L)) : ranks[i / 2];
+        sides[i].rank =
+            options.ranks == Ranks::kUniform ? kMultiple * static_cast<size_t>(std::max(units, 1L)) : ranks[i / 2];
+    }
+}
+
+/// An artifact of latents with the ranks as they are.
+Artifact make_artifact(const ModelInfo& model, const std::vector<Side>& sides, const Harvest& harvest) {
+    Artifact artifact;
+    artifact.kind = Artifact::Kind::kLatent;
+    artifact.model_name = model.name;
+    artifact.model_fingerprint = model.fingerprint;
+    artifact.architecture = model.architecture;
+    artifact.training_source = harvest.source.empty() ? "the model's weights" : harvest.source;
+    artifact.training_tokens = harvest.n_tokens;
+    for (size_t i = 0; i < sides.size(); i += 2) {
+        LayerArtifact layer;
+        layer.layer = sides[i].layer;
+        layer.n_head_kv = model.n_head_kv[layer.layer];
+        for (const Side* side : {&sides[i], &sides[i + 1]}) {
+            SideArtifact& to = side->is_k ? layer.k : layer.v;
+            to.dim = static_cast<uint32_t>(side->projection.n_rows / layer.n_head_kv);
+            to.mean = side->mean;
+            to.rank = static_cast<uint32_t>(side->rank);
+            to.joint_heads = static_cast<uint32_t>(layer.n_head_kv / side->n_heads);
+            for (const LeftSingular& basis : side->bases) {
+                std::transform(basis.vectors.begin(),
+                               basis.vectors.begin() + static_cast<std::ptrdiff_t>(side->rank * basis.rows()),
+                               std::back_inserter(to.directions), float_to_half);
+            }
+        }
+        artifact.layers.push_back(std::move(layer));
+    }
+    return artifact;
+}
+
+/// A file that goes with its owner.
+class ScratchFile {
+  public:
+    explicit ScratchFile(const std::string& name)
+        : path_(fs::temp_directory_path() / fmt::format("kvcodec-{}-{}", ::getpid(), name)) {}
+    ~ScratchFile() {
+        std::error_code ignored;
+        fs::remove(path_, ignored);
+    }
+    ScratchFile(const ScratchFile&) = delete;
+    ScratchFile& operator=(const ScratchFile&) = delete;
+    std::string path() const { return path_.native(); }
+
+  private:
+    fs::path path_;
+};
+
+/// Ranks with which the sum of what the sides lose, each times what that costs predictions, is least.
+void measure_ranks(const ModelInfo& model, const Harvest& harvest, const LowRankOptions& options, double keep,
+                   std::vector<Side>& sides) {
+    for (Side& side : sides) {
+        side.rank = kMultiple;
+    }
+    const ScratchFile means("means.gguf");
+    Artifact artifact = make_artifact(model, sides, harvest);
+    write_artifact(artifact, means.path());
+    SensitivityOptions measurement{options.model, find_plugin(""), means.path(), {}, options.n_threads, {}};
+    measurement.sequences = sequences_to_measure(harvest, options.sensitivity_tokens);
+    Progress progress("measuring how sensitive layers are");
+    measurement.progress = [&](size_t done, size_t total) {
+        progress.update(done, total, fmt::format("layer {} of {}", done, total));
+    };
+    measure_sensitivity(artifact, measurement);
+    progress.finish(fmt::format("{} layers", artifact.layers.size()));
+    std::vector<std::vector<Offer>> offers;
+    size_t all = 0;
+    for (size_t i = 0; i < sides.size(); ++i) {
+        Side& side = sides[i];
+        const LayerArtifact& layer = artifact.layers[i / 2];
+        std::vector<Offer>& of_side = offers.emplace_back();
+        for (side.rank = kMultiple; side.rank <= side.full_rank(); side.rank += kMultiple) {
+            of_side.push_back({side.rank * side.n_heads, side.lost() * (side.is_k ? layer.k : layer.v).sensitivity});
+        }
+        all += side.projection.n_rows;
+    }
+    const std::vector<size_t> chosen = allocate(offers, static_cast<size_t>(keep * static_cast<double>(all)));
+    for (size_t i = 0; i < sides.size(); ++i) {
+        sides[i].rank = kMultiple * (chosen[i] + 1);
     }
 }
 
@@ -336,8 +450,14 @@ std::vector<float> truncated(const GgufTensor& tensor, std::span<const Side* con
     return weights;
 }
 
-void emit_model(const GgufFile& file, const std::vector<Side>& sides, TemporaryFile& out) {
+/// all_f32: of every matrix, not only those that are truncated.
+void emit_model(const GgufFile& file, const std::vector<Side>& sides, bool all_f32, TemporaryFile& out) {
     std::map<std::string_view, std::vector<const Side*>> changed;  // by tensor
+    for (const GgufTensor& tensor : file.tensors()) {
+        if (all_f32 && tensor.n_dims == 2 && tensor.type != kGgmlF32) {
+            changed[tensor.name];
+        }
+    }
     for (const Side& side : sides) {
         changed[side.projection.tensor->name].push_back(&side);
     }
@@ -380,43 +500,74 @@ void emit_model(const GgufFile& file, const std::vector<Side>& sides, TemporaryF
     progress.finish(fmt::format("{} tensors", n_tensors));
 }
 
+/// Throws CLI::ValidationError where options do not go together.
+void check_options(const LowRankOptions& options) {
+    if (!options.text_files.empty() && options.basis == Basis::kWeights) {
+        throw CLI::ValidationError("--text", "text is read with --basis whitened and data only");
+    }
+    if (!options.emit_model.empty() && options.basis == Basis::kData) {
+        throw CLI::ValidationError("--emit-model",
+                                   "projections have no place for the mean of --basis data; take --basis whitened");
+    }
+    if (options.ranks == Ranks::kMeasured && options.basis == Basis::kWeights) {
+        throw CLI::ValidationError("--measured", "ranks are measured with --basis whitened and data only");
+    }
+    if (options.ranks == Ranks::kMeasured && !(options.keep_k.empty() && options.keep_v.empty())) {
+        throw CLI::ValidationError("--measured",
+                                   "it shares out --keep between K and V, leave out --keep-k and --keep-v");
+    }
+}
+
 void lowrank(const LowRankOptions& options) {
     const double keep = share_of("--keep", options.keep);
     const double keep_k = options.keep_k.empty() ? keep : share_of("--keep-k", options.keep_k);
     const double keep_v = options.keep_v.empty() ? keep : share_of("--keep-v", options.keep_v);
-    if (!options.text_files.empty() && options.basis == Basis::kWeights) {
-        throw CLI::ValidationError("--text", "text is read with --basis whitened only");
-    }
+    check_options(options);
     const ModelInfo model = read_model_info(options.model);
-    if (!options.emit_model.empty() && fs::exists(options.emit_model) &&
-        fs::equivalent(options.emit_model, options.model)) {
-        throw Error("the model cannot be written over itself; name another file after --emit-model");
+    for (const std::string& path : {options.output, options.emit_model}) {
+        if (!path.empty() && fs::exists(path) && fs::equivalent(path, options.model)) {
+            throw Error(fmt::format("{} is the model, which cannot be written over; name another file", path));
+        }
     }
     std::optional<TemporaryFile> emitted;  // before hours of work
     if (!options.emit_model.empty()) {
         emitted.emplace(options.emit_model);
+    }
+    if (!options.output.empty()) {
+        check_artifact_writable(options.output);
     }
     const GgufFile file(options.model);
     if (file.get_uint("split.count").value_or(1) > 1) {
         throw Error(fmt::format("{} is one of several files; join them with llama-gguf-split --merge", options.model));
     }
     std::vector<Side> sides = find_sides(file, model, options);
+    check_norms(file, options, sides);
     Harvest harvest;  // sides point into it
-    if (options.basis == Basis::kWhitened) {
-        harvest = see_inputs(file, model, options, sides);
+    if (options.basis != Basis::kWeights) {
+        harvest = see_inputs(model, options, sides);
     }
-    decompose_all(file, sides, options.n_threads);
+    decompose_all(file, options.basis, sides, options.n_threads);
     std::vector<double> log_condition;
     for (size_t i = 0; i < sides.size(); i += 2) {
         log_condition.push_back(sides[i].log_condition() + sides[i + 1].log_condition());
     }
-    choose_ranks(sides, options, true, keep_k, log_condition);
-    choose_ranks(sides, options, false, keep_v, log_condition);
+    if (options.ranks == Ranks::kMeasured) {
+        measure_ranks(model, harvest, options, keep, sides);
+    } else {
+        choose_ranks(sides, options, true, keep_k, log_condition);
+        choose_ranks(sides, options, false, keep_v, log_condition);
+    }
     print_report(sides, log_condition);
+    const auto wrote = [](const std::string& path) {
+        fmt::print("Wrote {} ({:.1f} MB)\n", path, static_cast<double>(fs::file_size(path)) / 1e6);
+    };
+    if (!options.output.empty()) {
+        write_artifact(make_artifact(model, sides, harvest), options.output);
+        wrote(options.output);
+    }
     if (emitted) {
-        emit_model(file, sides, *emitted);
-        fmt::print("Wrote {} ({:.1f} MB)\n", options.emit_model,
-                   static_cast<double>(fs::file_size(options.emit_model)) / 1e6);
+        emit_model(file, sides, options.emit_f32, *emitted);
+        wrote(options.emit_model);
     }
 }
 
@@ -424,34 +575,57 @@ void lowrank(const LowRankOptions& options) {
 
 void add_lowrank_command(CLI::App& app) {
     auto options = std::make_shared<LowRankOptions>();
-    CLI::App* command = app.add_subcommand("lowrank", "What low ranks leave of a model's K and V projections (LoRC)");
+    CLI::App* command = app.add_subcommand("lowrank", "Low ranks of a model's K and V projections (LoRC)");
     command->add_option("-m,--model", options->model, "Model (GGUF)")->required()->check(CLI::ExistingFile);
+    command->add_option("-o,--output", options->output,
+                        "Artifact to write, for a cache of latents; without it there is a report only");
     command->add_option("--keep", options->keep, "Share of the full rank to keep, over all layers")
         ->capture_default_str();
     command->add_option("--keep-k", options->keep_k, "The same of K alone");
     command->add_option("--keep-v", options->keep_v, "The same of V alone");
-    auto* uniform = command->add_flag("--uniform", options->uniform, "The same rank in all layers");
+    auto* progressive = command->add_flag_callback(
+        "--progressive", [options] { options->ranks = Ranks::kProgressive; },
+        "Ranks fall with the cumulative condition number, as published [default]");
+    auto* uniform = command->add_flag_callback(
+        "--uniform", [options] { options->ranks = Ranks::kUniform; }, "The same rank in all layers");
+    auto* measured = command->add_flag_callback(
+        "--measured", [options] { options->ranks = Ranks::kMeasured; },
+        "Ranks by what predictions lose, measured for K and V of each layer over some of the text");
+    uniform->excludes(progressive)->excludes(measured);
+    measured->excludes(progressive);
     command
         ->add_option("--steepness", options->steepness,
-                     "Progressive ranks fall with the cumulative condition number: the last layer's lies so far below "
-                     "the first one's, in parts of it (less where the first one's is full)")
+                     "Of progressive ranks: the last layer's lies so far below the first one's, in parts of it (less "
+                     "where the first one's is full)")
         ->check(CLI::Range(0.0, 1.0))
         ->capture_default_str()
-        ->excludes(uniform);
-    command->add_flag("--per-head", options->per_head, "Each KV head has singular vectors of its own");
-    const std::map<std::string, Basis> bases = {{"weights", Basis::kWeights}, {"whitened", Basis::kWhitened}};
+        ->excludes(uniform)
+        ->excludes(measured);
+    command->add_flag("--per-head,!--joint", options->per_head,
+                      "Each KV head has latents of its own, instead of all of a layer together");
+    const std::map<std::string, Basis> bases = {
+        {"weights", Basis::kWeights}, {"whitened", Basis::kWhitened}, {"data", Basis::kData}};
     command
-        ->add_option(
-            "--basis", options->basis,
-            "Singular vectors of the weights, as published, or of what they make of text that the model writes")
-        ->transform(CLI::CheckedTransformer(bases, CLI::ignore_case).description("weights|whitened"))
+        ->add_option("--basis", options->basis,
+                     "Singular vectors of the weights, as published, or of what they make of text that the model "
+                     "writes, or principal components of keys and values over it")
+        ->transform(CLI::CheckedTransformer(bases, CLI::ignore_case).description("weights|whitened|data"))
         ->default_str("weights");
-    command->add_option("--text", options->text_files, "Text files for --basis whitened")->check(CLI::ExistingFile);
-    command->add_option("--tokens", options->n_tokens, "Tokens of text for --basis whitened")
+    command->add_option("--text", options->text_files, "Text files instead of text that the model writes")
+        ->check(CLI::ExistingFile);
+    command->add_option("--tokens", options->n_tokens, "Tokens of text")
         ->check(CLI::Range(64, 100'000'000))
         ->capture_default_str();
-    command->add_option("--emit-model", options->emit_model,
-                        "Model to write: the same with its K and V projections truncated, in F32");
+    command->add_option("--sensitivity-tokens", options->sensitivity_tokens, "Tokens of text for --measured")
+        ->check(CLI::Range(32, 65536))
+        ->capture_default_str();
+    auto* emit = command->add_option("--emit-model", options->emit_model,
+                                     "Model to write: the same with its K and V projections truncated, in F32");
+    command
+        ->add_flag("--emit-f32", options->emit_f32,
+                   "All of its matrices in F32: with those of few bits llama.cpp rounds activations, which hides small "
+                   "differences")
+        ->needs(emit);
     command->add_option("--threads", options->n_threads, "Threads")->check(CLI::Range(1, 1024))->capture_default_str();
     command->add_option("--seed", options->seed, "Seed of the sampled text")->capture_default_str();
     command->callback([options] { lowrank(*options); });

@@ -76,6 +76,19 @@ class Measurement {
 
 }  // namespace
 
+std::vector<std::vector<int32_t>> sequences_to_measure(const Harvest& harvest, size_t n_tokens) {
+    constexpr size_t kFewest = 32;
+    std::vector<std::vector<int32_t>> sequences;
+    for (const std::vector<int32_t>& sample : harvest.samples) {
+        const size_t n = std::min(sample.size(), n_tokens);
+        if (n >= kFewest) {
+            sequences.emplace_back(sample.begin(), sample.begin() + static_cast<std::ptrdiff_t>(n));
+            n_tokens -= n;
+        }
+    }
+    return sequences;
+}
+
 void measure_sensitivity(Artifact& artifact, const SensitivityOptions& options) {
     const Measurement measurement(options);
     std::vector<std::pair<double, double>> measured;

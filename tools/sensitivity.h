@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvcodec/artifact/artifact.h"
+#include "tools/harvest.h"
 
 namespace kvcodec {
 
@@ -19,6 +20,9 @@ struct SensitivityOptions {
     size_t n_threads = 1;
     std::function<void(size_t done, size_t total)> progress;  ///< may throw to stop
 };
+
+/// Beginnings of harvested sequences, up to n_tokens in all; none of fewer than 32.
+std::vector<std::vector<int32_t>> sequences_to_measure(const Harvest& harvest, size_t n_tokens);
 
 /// Fills in SideArtifact::sensitivity of every layer: the mean KL divergence from an f16 cache when that side alone is
 /// coded with 2 bits by the scalar codec, over the loss of that. Two passes of the model over the sequences for each

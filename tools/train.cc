@@ -189,16 +189,6 @@ std::vector<LayerArtifact> learn_layers(Harvest& harvest, const ModelInfo& model
 
 // ---- the command ---------------------------------------------------------------------------------------------------
 
-/// Hours of work must not end at a folder that cannot be written.
-void check_writable(const std::string& path) {
-    std::error_code error;
-    const fs::path folder = fs::absolute(path).parent_path();
-    fs::create_directories(folder, error);
-    if (error || fs::is_directory(path) || access(folder.c_str(), W_OK) != 0) {
-        throw Error(fmt::format("the artifact cannot be written to {}; choose another place with -o", path));
-    }
-}
-
 void check_enough_rows(const ModelInfo& model, const TrainOptions& options, size_t n_tokens) {
     size_t n_head_kv = 0;
     for (const uint32_t n : model.n_head_kv) {
@@ -239,15 +229,7 @@ Harvest harvest_rows(const ModelInfo& model, const TrainOptions& options) {
 /// Adds to the artifact what plan_budget() goes by. It is of use without: nothing here is an error.
 void add_sensitivity(Artifact& artifact, const Harvest& harvest, const TrainOptions& options) {
     SensitivityOptions measurement{options.model, {}, options.output, {}, options.n_threads, {}};
-    size_t n_tokens = 0;
-    for (const std::vector<int32_t>& sample : harvest.samples) {
-        const size_t n = std::min(sample.size(), options.sensitivity_tokens - n_tokens);
-        constexpr size_t kFewest = 32;
-        if (n >= kFewest) {
-            measurement.sequences.emplace_back(sample.begin(), sample.begin() + static_cast<std::ptrdiff_t>(n));
-            n_tokens += n;
-        }
-    }
+    measurement.sequences = sequences_to_measure(harvest, options.sensitivity_tokens);
     if (measurement.sequences.empty() || InterruptGuard::interrupted()) {
         return;
     }
@@ -262,6 +244,10 @@ void add_sensitivity(Artifact& artifact, const Harvest& harvest, const TrainOpti
         };
         measure_sensitivity(artifact, measurement);
         write_artifact(artifact, options.output);
+        size_t n_tokens = 0;
+        for (const std::vector<int32_t>& sequence : measurement.sequences) {
+            n_tokens += sequence.size();
+        }
         progress.finish(fmt::format("{} layers over {} tokens", artifact.layers.size(), n_tokens));
     } catch (const Error& error) {
         fmt::print(stderr, "budgets will count all layers alike, their sensitivity is not measured: {}\n",
@@ -291,7 +277,7 @@ void train(TrainOptions options) {
     if (options.output.empty()) {
         options.output = default_artifact_path(model.fingerprint);
     }
-    check_writable(options.output);
+    check_artifact_writable(options.output);
     check_enough_rows(model, options, options.n_tokens);
 
     const InterruptGuard guard;

@@ -1,6 +1,7 @@
 #include "kvcodec/artifact/artifact.h"
 
 #include <fmt/format.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
@@ -23,7 +24,10 @@ namespace {
 
 constexpr std::string_view kFileType = "kvcodec";
 constexpr uint64_t kVersion = 1;
-constexpr std::string_view kCodec = "dictionary";
+constexpr std::array<std::pair<Artifact::Kind, std::string_view>, 2> kKinds = {{
+    {Artifact::Kind::kDictionary, "dictionary"},
+    {Artifact::Kind::kLatent, "latent"},
+}};
 constexpr uint32_t kMaxDim = 1024;
 constexpr uint32_t kMinAtoms = 2;
 constexpr uint32_t kMaxAtoms = 32768;
@@ -88,10 +92,42 @@ std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
     return {};
 }
 
+/// What is wrong with one side of an artifact of latents; empty if nothing is.
+std::string find_latent_fault(const SideArtifact& side, uint32_t n_head_kv) {
+    if (side.joint_heads < 1 || n_head_kv % side.joint_heads != 0) {
+        return fmt::format("{} heads together, of {}", side.joint_heads, n_head_kv);
+    }
+    const size_t width = size_t{side.joint_heads} * side.dim;
+    if (side.rank < 1 || side.rank > width) {
+        return fmt::format("rank {} is not in 1 to {}", side.rank, width);
+    }
+    if (side.directions.size() != n_head_kv / side.joint_heads * side.rank * width ||
+        side.mean.size() != size_t{n_head_kv} * side.dim) {
+        return "directions or mean have the wrong size";
+    }
+    if (!all_finite(side.mean)) {
+        return "the mean is not finite";
+    }
+    for (size_t row = 0; row < side.directions.size() / width; ++row) {
+        double energy = 0.0;
+        for (size_t i = 0; i < width; ++i) {
+            const double value = half_to_float(side.directions[row * width + i]);
+            energy += value * value;
+        }
+        if (!(std::abs(std::sqrt(energy) - 1.0) <= kNormTolerance)) {
+            return fmt::format("direction {} is not of unit norm", row);
+        }
+    }
+    return {};
+}
+
 /// What is wrong with one side; empty if nothing is.
-std::string find_fault(const SideArtifact& side, uint32_t n_head_kv) {
+std::string find_fault(const SideArtifact& side, uint32_t n_head_kv, Artifact::Kind kind) {
     if (side.dim < 1 || side.dim > kMaxDim) {
         return fmt::format("dimension {} is not in 1 to {}", side.dim, kMaxDim);
+    }
+    if (kind == Artifact::Kind::kLatent) {
+        return find_latent_fault(side, n_head_kv);
     }
     if (side.n_atoms < kMinAtoms || side.n_atoms > kMaxAtoms) {
         return fmt::format("{} atoms, not {} to {}", side.n_atoms, kMinAtoms, kMaxAtoms);
@@ -157,7 +193,7 @@ std::string find_fault(const RopeParams& rope, uint32_t dim) {
 /// Throws Error naming `path`, the layer and the fault.
 void validate(const Artifact& artifact, const std::string& path) {
     const auto fail = [&](const std::string& what) {
-        throw Error(fmt::format("{}: not a usable artifact: {}; train it again", path, what));
+        throw Error(fmt::format("{}: not a usable artifact: {}; make it again", path, what));
     };
     if (artifact.model_fingerprint.empty() || artifact.layers.empty()) {
         fail("it names no model or no layers");
@@ -176,14 +212,23 @@ void validate(const Artifact& artifact, const std::string& path) {
         if (layer.n_head_kv < 1 || layer.n_head_kv > kMaxHeads) {
             fail(fmt::format("layer {} has {} KV heads", layer.layer, layer.n_head_kv));
         }
-        check("K", find_fault(layer.k, layer.n_head_kv));
-        check("V", find_fault(layer.v, layer.n_head_kv));
+        check("K", find_fault(layer.k, layer.n_head_kv, artifact.kind));
+        check("V", find_fault(layer.v, layer.n_head_kv, artifact.kind));
         check("RoPE", find_fault(layer.rope, layer.k.dim));
     }
 }
 
 void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact& side, std::string_view prefix) {
     const auto name = [&](std::string_view field) { return fmt::format("{}.{}", prefix, field); };
+    writer.add_f32_tensor(tensor_name(layer.layer, name("mean")), std::array<uint64_t, 2>{side.dim, layer.n_head_kv},
+                          side.mean);
+    if (!side.directions.empty()) {
+        writer.add_f16_tensor(tensor_name(layer.layer, name("directions")),
+                              std::array<uint64_t, 3>{uint64_t{side.joint_heads} * side.dim, side.rank,
+                                                      layer.n_head_kv / side.joint_heads},
+                              side.directions);
+        return;
+    }
     writer.set_f32(layer_key(layer.layer, name("heldout_error")), side.heldout_error);
     if (side.sensitivity != 0.0F) {
         writer.set_f32(layer_key(layer.layer, name("sensitivity")), side.sensitivity);
@@ -193,8 +238,6 @@ void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact
     }
     writer.add_f16_tensor(tensor_name(layer.layer, name("atoms")), std::array<uint64_t, 2>{side.dim, side.n_atoms},
                           side.atoms);
-    writer.add_f32_tensor(tensor_name(layer.layer, name("mean")), std::array<uint64_t, 2>{side.dim, layer.n_head_kv},
-                          side.mean);
     writer.add_f32_tensor(tensor_name(layer.layer, name("levels")), std::array<uint64_t, 1>{SideArtifact::kLevels},
                           side.levels);
     if (!side.basis.empty()) {
@@ -232,10 +275,14 @@ class ArtifactReader {
         if (const uint64_t version = get_uint("kvcodec.version"); version != kVersion) {
             fail(fmt::format("its version is {}, this program reads version {}", version, kVersion));
         }
-        if (const std::string codec = get_string("kvcodec.codec"); codec != kCodec) {
-            fail(fmt::format("its codec is '{}', this program reads '{}'", codec, kCodec));
+        const std::string codec = get_string("kvcodec.codec");
+        const auto* kind = std::ranges::find(kKinds, codec, [](const auto& entry) { return entry.second; });
+        if (kind == kKinds.end()) {
+            fail(fmt::format("its codec is '{}', which this program does not know; it knows '{}' and '{}'", codec,
+                             kKinds.front().second, kKinds.back().second));
         }
         Artifact artifact;
+        artifact.kind = kind->first;
         artifact.model_name = get_string("kvcodec.model.name");
         artifact.model_fingerprint = get_string("kvcodec.model.fingerprint");
         artifact.architecture = get_string("kvcodec.model.architecture");
@@ -252,7 +299,7 @@ class ArtifactReader {
             if (!layer || *layer > kMaxLayer || (i > 0 && *layer <= artifact.layers.back().layer)) {
                 fail("kvcodec.layers is not an ascending list of layers");
             }
-            artifact.layers.push_back(read_layer(static_cast<uint32_t>(*layer)));
+            artifact.layers.push_back(read_layer(static_cast<uint32_t>(*layer), artifact.kind));
         }
         return artifact;
     }
@@ -296,14 +343,33 @@ class ArtifactReader {
         return values;
     }
 
-    LayerArtifact read_layer(uint32_t index) const {
+    LayerArtifact read_layer(uint32_t index, Artifact::Kind kind) const {
         LayerArtifact layer;
         layer.layer = index;
         layer.n_head_kv = get_u32(layer_key(index, "n_head_kv"));
         layer.rope = read_rope(index);
-        layer.k = read_side(layer, "k");
-        layer.v = read_side(layer, "v");
+        const bool latent = kind == Artifact::Kind::kLatent;
+        layer.k = latent ? read_latent_side(layer, "k") : read_side(layer, "k");
+        layer.v = latent ? read_latent_side(layer, "v") : read_side(layer, "v");
         return layer;
+    }
+
+    SideArtifact read_latent_side(const LayerArtifact& layer, std::string_view prefix) const {
+        const GgufTensor& directions =
+            tensor(tensor_name(layer.layer, fmt::format("{}.directions", prefix)), kGgmlF16, 3);
+        const GgufTensor& mean = tensor(tensor_name(layer.layer, fmt::format("{}.mean", prefix)), kGgmlF32, 2);
+        const uint64_t n_sets = directions.dims[2];
+        if (n_sets < 1 || layer.n_head_kv % n_sets != 0 || mean.dims[1] != layer.n_head_kv || mean.dims[0] > kMaxDim ||
+            directions.dims[0] != layer.n_head_kv / n_sets * mean.dims[0] || directions.dims[1] > directions.dims[0]) {
+            fail(fmt::format("{} or {} has the wrong shape", directions.name, mean.name));
+        }
+        SideArtifact side;
+        side.dim = static_cast<uint32_t>(mean.dims[0]);
+        side.rank = static_cast<uint32_t>(directions.dims[1]);
+        side.joint_heads = static_cast<uint32_t>(layer.n_head_kv / n_sets);
+        side.directions = copy<uint16_t>(directions);
+        side.mean = copy<float>(mean);
+        return side;
     }
 
     SideArtifact read_side(const LayerArtifact& layer, std::string_view prefix) const {
@@ -337,7 +403,7 @@ class ArtifactReader {
             const uint64_t dim = side.dim, n_head_kv = layer.n_head_kv;
             if (basis.dims != std::array<uint64_t, 4>{dim, dim, n_head_kv, 1} ||
                 variance.dims != std::array<uint64_t, 4>{dim, n_head_kv, 1, 1}) {
-                fail(fmt::format("{} or {} has the wrong shape; train it again", basis.name, variance.name));
+                fail(fmt::format("{} or {} has the wrong shape; make it again", basis.name, variance.name));
             }
             side.basis = copy<uint16_t>(basis);
             side.variance = copy<float>(variance);
@@ -375,9 +441,12 @@ void write_artifact(const Artifact& artifact, const std::string& path) {
     validate(artifact, path);
     GgufWriter writer;
     writer.set_string("general.type", kFileType);
-    writer.set_string("general.name", fmt::format("{} KV cache dictionaries", artifact.model_name));
+    const auto* kind = std::ranges::find(kKinds, artifact.kind, [](const auto& entry) { return entry.first; });
+    const bool latent = artifact.kind == Artifact::Kind::kLatent;
+    writer.set_string("general.name",
+                      fmt::format("{} KV cache {}", artifact.model_name, latent ? "latents" : "dictionaries"));
     writer.set_u32("kvcodec.version", kVersion);
-    writer.set_string("kvcodec.codec", kCodec);
+    writer.set_string("kvcodec.codec", kind->second);
     writer.set_string("kvcodec.model.name", artifact.model_name);
     writer.set_string("kvcodec.model.fingerprint", artifact.model_fingerprint);
     writer.set_string("kvcodec.model.architecture", artifact.architecture);
@@ -402,6 +471,15 @@ void write_artifact(const Artifact& artifact, const std::string& path) {
         }
     }
     writer.write(path);
+}
+
+void check_artifact_writable(const std::string& path) {
+    std::error_code error;
+    const std::filesystem::path folder = std::filesystem::absolute(path).parent_path();
+    std::filesystem::create_directories(folder, error);
+    if (error || std::filesystem::is_directory(path) || access(folder.c_str(), W_OK) != 0) {
+        throw Error(fmt::format("the artifact cannot be written to {}; choose another place with -o", path));
+    }
 }
 
 Artifact read_artifact(const std::string& path) {

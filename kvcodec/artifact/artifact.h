@@ -1,4 +1,4 @@
-// The artifact: what training makes for one model (dictionaries, means, directions), stored as GGUF.
+// The artifact: what is made for one model (dictionaries, means, directions; or low ranks), stored as GGUF.
 #pragma once
 
 #include <cstddef>
@@ -36,13 +36,20 @@ struct SideArtifact {
     /// Loss for a relative squared error of 1 in the vectors that is alike in all directions.
     float loss_of_noise = 1.0F;
 
+    // Of artifacts of latents, which have none of the above but dim and mean.
+    uint32_t rank = 0;  ///< of the vectors of joint_heads heads side by side: at most joint_heads * dim
+    uint32_t joint_heads = 0;
+    /// [n_head_kv / joint_heads, rank, joint_heads * dim] IEEE half precision: orthonormal rows in order of weight.
+    /// Codes are of a vector without its mean (of K: before RoPE) projected on them.
+    std::vector<uint16_t> directions;
+
     bool operator==(const SideArtifact&) const = default;
 };
 
 struct LayerArtifact {
     uint32_t layer = 0;  ///< index in the model; layers absent from an artifact pass through
     uint32_t n_head_kv = 0;
-    RopeParams rope;
+    RopeParams rope;  ///< that K was trained under; means nothing for latents, which are before any
     SideArtifact k;
     SideArtifact v;
 
@@ -50,6 +57,11 @@ struct LayerArtifact {
 };
 
 struct Artifact {
+    enum class Kind : uint8_t {
+        kDictionary,  ///< of `kvcodec train`: dictionaries and directions
+        kLatent,      ///< of `kvcodec lowrank`: low ranks (LoRC)
+    };
+    Kind kind = Kind::kDictionary;
     std::string model_name;
     std::string model_fingerprint;  ///< ModelInfo::fingerprint of the model that it was trained for
     std::string architecture;
@@ -64,6 +76,8 @@ struct Artifact {
 /// Writes `path` as a whole or not at all, making its folder if needed. Throws Error if that fails or if the artifact
 /// would not be accepted by read_artifact.
 void write_artifact(const Artifact& artifact, const std::string& path);
+/// Throws Error if an artifact could not be written there, before there is one; makes its folder.
+void check_artifact_writable(const std::string& path);
 /// Throws Error unless the file is complete and every number in it is sane.
 Artifact read_artifact(const std::string& path);
 

@@ -91,6 +91,31 @@ Artifact make_artifact_with_basis() {
     return artifact;
 }
 
+/// Of K by head, of V jointly.
+Artifact make_latent_artifact() {
+    Artifact artifact = make_artifact();
+    artifact.kind = Artifact::Kind::kLatent;
+    artifact.training_sparsity = 0;
+    for (LayerArtifact& layer : artifact.layers) {
+        for (SideArtifact* to : {&layer.k, &layer.v}) {
+            SideArtifact side;
+            side.dim = to->dim;
+            side.mean = to->mean;
+            side.joint_heads = to == &layer.k ? 1 : layer.n_head_kv;
+            side.rank = 2;
+            const uint32_t width = side.joint_heads * side.dim;
+            for (uint32_t row = 0; row < layer.n_head_kv / side.joint_heads * side.rank; ++row) {
+                std::vector<uint16_t> direction(width);
+                direction[row % width] = float_to_half(0.6F);
+                direction[(row + 1) % width] = float_to_half(0.8F);
+                side.directions.insert(side.directions.end(), direction.begin(), direction.end());
+            }
+            *to = side;
+        }
+    }
+    return artifact;
+}
+
 class ArtifactTest : public testing::Test {
   protected:
     void SetUp() override {
@@ -123,6 +148,27 @@ class ArtifactTest : public testing::Test {
     std::string folder_;
     std::string path_;
 };
+
+TEST_F(ArtifactTest, LatentsRoundTripAndAreChecked) {
+    const Artifact artifact = make_latent_artifact();
+    write_artifact(artifact, path_);
+    EXPECT_EQ(read_artifact(path_), artifact);
+    const auto refuse = [&](const std::function<void(SideArtifact&)>& damage, const std::string& why) {
+        expect_refused([&](Artifact& damaged) { damage(damaged.layers[1].v); }, why, artifact);
+    };
+    refuse([](SideArtifact& v) { v.rank = 5; }, "layer 5 V: rank 5 is not in 1 to 4");
+    refuse([](SideArtifact& v) { v.rank = 0; }, "rank 0");
+    refuse([](SideArtifact& v) { v.joint_heads = 3; }, "3 heads together, of 2");
+    refuse([](SideArtifact& v) { v.joint_heads = 0; }, "0 heads together");
+    refuse([](SideArtifact& v) { v.directions.pop_back(); }, "wrong size");
+    refuse([](SideArtifact& v) { v.mean.pop_back(); }, "wrong size");
+    refuse([](SideArtifact& v) { v.directions[0] = float_to_half(0.9F); }, "direction 0 is not of unit norm");
+    refuse([](SideArtifact& v) { v.directions[1] = 0x7E00; }, "direction 0 is not of unit norm");
+    refuse([](SideArtifact& v) { v.mean[1] = std::numeric_limits<float>::infinity(); }, "mean is not finite");
+    // One kind cannot stand for the other.
+    expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kDictionary; }, "atoms", artifact);
+    expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kLatent; }, "heads together");
+}
 
 TEST_F(ArtifactTest, RoundTrip) {
     write_artifact(make_artifact(), path_);
@@ -210,7 +256,7 @@ TEST_F(ArtifactTest, RefusesAnInsaneBasis) {
     expect([&](SideArtifact& k) { k.variance[0] = infinity; }, "the variance of head 0");
     expect([&](SideArtifact& k) { k.variance[4] = nan; }, "the variance of head 1");
     expect([&](SideArtifact& k) { k.variance[7] = nan; }, "the variance of head 1");
-    expect([](SideArtifact& k) { k.basis[0] = 0x7C00; }, "the basis of head 0 is not finite; train it again");
+    expect([](SideArtifact& k) { k.basis[0] = 0x7C00; }, "the basis of head 0 is not finite; make it again");
     expect([](SideArtifact& k) { k.basis[31] = 0x7E00; }, "the basis of head 1");
     expect([](SideArtifact& k) { k.loss_of_noise = 0.0F; }, "the loss of noise");
     expect([&](SideArtifact& k) { k.loss_of_noise = nan; }, "the loss of noise");

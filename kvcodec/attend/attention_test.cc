@@ -14,6 +14,7 @@
 #include "kvcodec/codec/baseline/token_codec.h"
 #include "kvcodec/codec/baseline/turboquant_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
+#include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/half.h"
@@ -80,6 +81,21 @@ std::shared_ptr<const Codec> transform_codec(size_t dim, size_t code_bytes, floa
     return std::make_shared<TransformCodec>(basis, variance, code_bytes, before_rope);
 }
 
+/// Of all heads together, along some of the axes.
+std::vector<std::shared_ptr<const Codec>> latent_codecs(size_t n_heads, size_t dim, unsigned bits, bool before_rope) {
+    const size_t width = n_heads * dim, rank = std::max<size_t>(16, width * 2 / 3 / 16 * 16);
+    std::vector<float> axes(rank * width);
+    for (size_t i = 0; i < rank; ++i) {
+        axes[i * width + i * width / rank] = 1.0F;
+    }
+    const auto space = std::make_shared<const LatentSpace>(axes, n_heads, dim, bits);
+    std::vector<std::shared_ptr<const Codec>> heads;
+    for (size_t head = 0; head < n_heads; ++head) {
+        heads.push_back(std::make_shared<const LatentCodec>(space, head, before_rope));
+    }
+    return heads;
+}
+
 enum class Masking : uint8_t { kNone, kCausal, kRandom, kHoles };
 
 /// What a case may contain.
@@ -87,6 +103,7 @@ struct Features {
     bool dictionary = false;
     bool baseline = false;
     bool transform = false;  // codecs of their own for heads; keys coded before RoPE
+    bool latent = false;     // heads share codes; keys coded before RoPE in half of the cases
     bool means = false;
     bool shifted = false;
     bool softcap = false;
@@ -159,7 +176,7 @@ class Case {
             std::fill(out.begin(), out.end(), kUntouched);
             const uint64_t rebuilt = store_.rows_rebuilt();
             attention.run(store_, c, *team);
-            if (code_space && !features_.shifted && !features_.transform) {
+            if (code_space && !features_.shifted && !features_.transform && !rebuilds_k_) {
                 ASSERT_EQ(store_.rows_rebuilt(), rebuilt) << "code space rebuilt coded rows";
             }
             compare(c, out);
@@ -209,6 +226,17 @@ class Case {
                 codecs.k_plain_mean = random_vector(shape_.n_head_kv * shape_.dim_k, rng_);
             }
             codecs.rope_tables = std::make_shared<RopeTables>(rope_);
+        }
+        if (features_.latent) {
+            constexpr unsigned kBits[] = {3, 4, 8, LatentSpace::kHalfBits};
+            rebuilds_k_ = rng_() % 2 == 0;
+            codecs.k_heads = latent_codecs(shape_.n_head_kv, shape_.dim_k, kBits[rng_() % 4], rebuilds_k_);
+            codecs.v_heads = latent_codecs(shape_.n_head_kv, shape_.dim_v, kBits[rng_() % 4], false);
+            codecs.k = codecs.k_heads[0];
+            codecs.v = codecs.v_heads[0];
+            if (rebuilds_k_) {
+                codecs.rope_tables = std::make_shared<RopeTables>(rope_);
+            }
         }
         if (features_.means) {
             codecs.k_mean = RotatingMean(std::make_shared<RopeTables>(rope_),
@@ -379,6 +407,7 @@ class Case {
     Rope rope_;
     std::vector<int32_t> positions_;
     LayerStore store_;
+    bool rebuilds_k_ = false;
     std::vector<float> q_;
     std::vector<uint16_t> mask_;
     std::vector<float> slopes_;
@@ -423,6 +452,7 @@ TEST_P(AttentionTest, AgreesWithDouble) {
     shape.n_cells = rng() % 3 == 0 ? kBlock * (1 + rng() % (most_cells / kBlock)) : (1 + rng() % most_cells) | 1;
     Features features;
     features.dictionary = seed / 5 % 2 == 0;
+    features.latent = seed / 5 % 4 == 1;
     features.transform = seed / 5 % 4 == 3;
     features.means = rng() % 2 == 0;
     features.shifted = rng() % 3 == 0;
@@ -464,7 +494,7 @@ TEST(Attention, BaselinesAgreeWithDouble) {
 
 // Each feature alone, so that a failure names it.
 TEST(Attention, EachFeatureAgreesWithDouble) {
-    std::vector<std::pair<std::string, Features>> cases(13);
+    std::vector<std::pair<std::string, Features>> cases(14);
     const auto with = [&](size_t i, const std::string& name) -> Features& {
         cases[i].first = name;
         return cases[i].second;
@@ -481,6 +511,7 @@ TEST(Attention, EachFeatureAgreesWithDouble) {
     with(9, "empty").empty = true;
     with(11, "evicted").evicted = true;
     with(12, "keys before RoPE").transform = true;
+    with(13, "heads that share codes").latent = true;
     Features& alibi = with(10, "ALiBi");
     alibi.masking = Masking::kCausal;
     alibi.slopes = true;

@@ -39,7 +39,7 @@ class Codec {
     virtual std::string describe() const = 0;
     /// Length of a vector (head_dim).
     virtual size_t dim() const = 0;
-    /// Bytes of one coded vector, scales included.
+    /// Bytes of one code, scales included.
     virtual size_t code_bytes() const = 0;
     /// Resident bytes that do not grow with tokens: atoms, tables.
     virtual size_t fixed_bytes() const = 0;
@@ -61,6 +61,10 @@ class Codec {
     virtual size_t adopted_bytes() const { return 0; }
     /// Rows that only make sense together, consecutive and aligned: a divisor of LayerStore::kBlock.
     virtual size_t group_rows() const { return 1; }
+    /// KV heads whose vectors are coded together: a divisor of their number. Each has a codec of its own that reads the
+    /// one code which they share; encode() of any of them takes x [n, joint_heads() * dim]. Only codecs of one length,
+    /// without adaptive atoms, groups of rows or mixed precision are joint.
+    virtual size_t joint_heads() const { return 1; }
     /// Whether codes are of keys as they were before RoPE.
     virtual bool before_rope() const { return false; }
     /// Size M of code space; 0: there is none.

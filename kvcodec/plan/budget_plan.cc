@@ -7,6 +7,7 @@
 #include <span>
 #include <vector>
 
+#include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/error.h"
@@ -128,7 +129,7 @@ size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, La
     for (const LayerArtifact& layer : artifact.layers) {
         const auto planned = plan.find(layer.layer);
         for (const SideArtifact* side : {&layer.k, &layer.v}) {
-            bytes += side->mean.size() * sizeof(float);
+            bytes += (side->mean.size() + side->directions.size()) * sizeof(float);
             if (planned != plan.end() && !(side == &layer.k ? planned->second.k : planned->second.v).scalar_bits) {
                 bytes += 2 * layer.n_head_kv * side->dim * side->dim * sizeof(int16_t);  // there and back
             }
@@ -143,7 +144,7 @@ bool is_planned(const Artifact& artifact, const Options& options, double budget)
         case Options::CodecChoice::kTransform:
             return true;
         case Options::CodecChoice::kAuto:
-            return !asks_for_more(options) &&
+            return artifact.kind != Artifact::Kind::kLatent && !asks_for_more(options) &&
                    (takes_transform(artifact, options, budget) || each_side_fits(artifact, options, budget, 2));
         default:
             return false;
@@ -190,10 +191,50 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
     return planned;
 }
 
+bool takes_latents(const Artifact& artifact, const Options& options) {
+    return artifact.kind == Artifact::Kind::kLatent &&
+           (options.codec == Options::CodecChoice::kAuto || options.codec == Options::CodecChoice::kLatent);
+}
+
+LatentBits latent_bits(const Artifact& artifact, const Options& options, double budget) {
+    const auto rate = [&](const LatentBits& bits) {
+        size_t coded = 0, f16 = 0;
+        for (const LayerArtifact& layer : artifact.layers) {
+            for (const SideArtifact* side : {&layer.k, &layer.v}) {
+                if (options.takes_layer(layer.layer)) {
+                    coded += layer.n_head_kv / side->joint_heads *
+                             LatentSpace::code_bytes(side->rank, side == &layer.k ? bits.k : bits.v);
+                    f16 += layer.n_head_kv * side->dim * sizeof(uint16_t);
+                }
+            }
+        }
+        return static_cast<double>(coded) / static_cast<double>(std::max<size_t>(f16, 1));
+    };
+    std::vector<uint32_t> all(ScalarCodec::kBits.begin(), ScalarCodec::kBits.end());
+    all.push_back(LatentSpace::kHalfBits);
+    std::optional<LatentBits> best;
+    for (const uint32_t bits : all) {
+        const LatentBits candidate{options.bits_k.value_or(bits), options.bits_v.value_or(bits)};
+        if ((options.bits_k && options.bits_v) || rate(candidate) <= budget + 1e-9) {
+            best = candidate;
+        }
+    }
+    if (!best) {
+        const LatentBits fewest{options.bits_k.value_or(all.front()), options.bits_v.value_or(all.front())};
+        throw Error(
+            fmt::format("a budget of {:.4g} % is less than the {:.1f} % that these latents take with {} bits of K and "
+                        "{} of V; give more, or make an artifact with `kvcodec lowrank --keep` of less",
+                        100 * budget, 100 * rate(fewest), fewest.k, fewest.v));
+    }
+    return *best;
+}
+
 BudgetPlan settle_budget(const Artifact* artifact, const Options& options, CacheSize cache) {
     const auto settle = [&] {
-        BudgetPlan plan{budget_share(options, cache), {}};
-        if (artifact != nullptr && is_planned(*artifact, options, plan.share)) {
+        BudgetPlan plan{budget_share(options, cache), {}, {}};
+        if (artifact != nullptr && takes_latents(*artifact, options)) {
+            plan.latents = latent_bits(*artifact, options, plan.share);
+        } else if (artifact != nullptr && is_planned(*artifact, options, plan.share)) {
             plan.layers = plan_budget(*artifact, options, plan.share);
         }
         return plan;

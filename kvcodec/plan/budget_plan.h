@@ -40,7 +40,7 @@ struct CacheSize {
 /// Throws Error where nothing is left for codes.
 double budget_share(const Options& options, const CacheSize& cache);
 
-/// Bytes that the codecs of a plan and the means keep in memory.
+/// Bytes that the codecs of a plan, or of latents, and the means keep in memory.
 size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, LayerPlan>& plan);
 
 /// Whether the options leave it to plan_budget() how this artifact's layers are coded: with codec=scalar and transform,
@@ -55,9 +55,22 @@ bool is_planned(const Artifact& artifact, const Options& options, double budget)
 /// directions.
 std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Options& options, double budget);
 
+/// Bits of a latent, in all layers.
+struct LatentBits {
+    uint32_t k = 0;
+    uint32_t v = 0;
+};
+
+/// Whether the options leave layers to be coded as this artifact's latents.
+bool takes_latents(const Artifact& artifact, const Options& options);
+/// The most bits, 16 or those of the scalar codec, with which the latents of the layers that options.layers names fit
+/// `budget`; the same for K and V but where bits_k or bits_v fix a side. Throws Error where none do.
+LatentBits latent_bits(const Artifact& artifact, const Options& options, double budget);
+
 struct BudgetPlan {
     double share = 0;                      ///< the budget, code bytes per f16 byte
     std::map<uint32_t, LayerPlan> layers;  ///< of layers that plan_budget() decides on; empty where it does not
+    std::optional<LatentBits> latents;     ///< where layers are coded as latents
 };
 
 /// What a budget comes to and what it is spent on. artifact may be null. A budget of the whole cache is

@@ -148,5 +148,39 @@ TEST(BudgetPlan, HeadsThatTheTransformCannotCodeStayScalar) {
     EXPECT_TRUE(plan.at(0).k.scalar_bits);
 }
 
+TEST(BudgetPlan, LatentsGetTheMostBitsThatFit) {
+    SideArtifact half;  // half of the full rank, all heads together
+    half.dim = kDim;
+    half.joint_heads = kHeads;
+    half.rank = kDim * kHeads / 2;
+    half.mean.assign(kDim * kHeads, 0.0F);
+    half.directions.assign(size_t{half.rank} * kDim * kHeads, 0);
+    Artifact latents = artifact({{half, half}, {half, half}});
+    latents.kind = Artifact::Kind::kLatent;
+    const auto bits = [&](const char* text, double budget) {
+        const Options options = parse_options(text);
+        EXPECT_TRUE(takes_latents(latents, options));
+        const LatentBits found = latent_bits(latents, options, budget);
+        return std::pair(found.k, found.v);
+    };
+    using Bits = std::pair<uint32_t, uint32_t>;
+    EXPECT_EQ(bits("", 0.5), (Bits{16, 16}));
+    EXPECT_EQ(bits("", 0.49), (Bits{8, 8}));
+    EXPECT_EQ(bits("codec=latent", 0.13), (Bits{4, 4}));
+    EXPECT_EQ(bits("", 0.07), (Bits{2, 2}));
+    EXPECT_EQ(bits("bits_k=8", 0.2), (Bits{8, 4}));
+    EXPECT_EQ(bits("bits=16", 0.1), (Bits{16, 16}));  // asked for, whatever the budget
+    EXPECT_THROW(bits("", 0.06), Error);
+    EXPECT_THROW(bits("bits_v=16", 0.2), Error);
+    EXPECT_FALSE(takes_latents(latents, parse_options("codec=scalar")));
+    EXPECT_FALSE(takes_latents(artifact({{side(1, 1), side(1, 1)}}), parse_options("")));
+
+    const BudgetPlan plan = settle_budget(&latents, parse_options("budget=20%"), {4 * kDim * kHeads * 2, 0, 0});
+    ASSERT_TRUE(plan.latents.has_value());
+    EXPECT_EQ(plan.latents->v, 4U);
+    EXPECT_TRUE(plan.layers.empty());
+    EXPECT_EQ(planned_fixed_bytes(latents, {}), 4 * (half.mean.size() + half.directions.size()) * sizeof(float));
+}
+
 }  // namespace
 }  // namespace kvcodec

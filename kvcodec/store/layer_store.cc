@@ -5,61 +5,10 @@
 
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
+#include "kvcodec/half_rows.h"
 
-#undef HWY_TARGET_INCLUDE
-#define HWY_TARGET_INCLUDE "kvcodec/store/layer_store.cc"
-#include "hwy/foreach_target.h"
-#include "hwy/highway.h"
-
-HWY_BEFORE_NAMESPACE();
-namespace kvcodec {
-namespace HWY_NAMESPACE {
-namespace hn = hwy::HWY_NAMESPACE;
-
-void widen_row(const uint16_t* half, size_t n, float* wide) {
-    const hn::ScalableTag<float> d;
-    const hn::Rebind<hwy::float16_t, decltype(d)> dh;
-    size_t i = 0;
-    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
-        hn::StoreU(hn::PromoteTo(d, hn::LoadU(dh, reinterpret_cast<const hwy::float16_t*>(half + i))), d, wide + i);
-    }
-    for (; i < n; ++i) {
-        wide[i] = half_to_float(half[i]);
-    }
-}
-
-// Without F16C, Highway's own conversion knows no infinities and truncates.
-constexpr bool kExactHalf = !HWY_ARCH_X86 || HWY_TARGET < HWY_SSE4;
-
-void narrow_row(const float* wide, size_t n, uint16_t* half) {
-    const hn::ScalableTag<float> d;
-    const hn::Rebind<hwy::float16_t, decltype(d)> dh;
-    size_t i = 0;
-    for (; kExactHalf && i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
-        hn::StoreU(hn::DemoteTo(dh, hn::LoadU(d, wide + i)), dh, reinterpret_cast<hwy::float16_t*>(half + i));
-    }
-    for (; i < n; ++i) {
-        half[i] = float_to_half(wide[i]);
-    }
-}
-
-}  // namespace HWY_NAMESPACE
-}  // namespace kvcodec
-HWY_AFTER_NAMESPACE();
-
-#if HWY_ONCE
 namespace kvcodec {
 namespace {
-
-HWY_EXPORT(widen_row);
-HWY_EXPORT(narrow_row);
-
-void widen(const uint16_t* half, size_t n, float* wide) {
-    HWY_DYNAMIC_DISPATCH(widen_row)(half, n, wide);
-}
-void narrow(const float* wide, size_t n, uint16_t* half) {
-    HWY_DYNAMIC_DISPATCH(narrow_row)(wide, n, half);
-}
 
 void prefetch(const void* begin, size_t n_bytes) {
     constexpr size_t kLineBytes = 64;
@@ -110,9 +59,13 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     const auto check = [&](const std::vector<std::shared_ptr<const Codec>>& heads, const Codec& first) {
         for (const auto& codec : heads) {
             if (heads.size() != geometry.n_head_kv || codec->code_bytes() != first.code_bytes() ||
-                codec->dim() != first.dim() || codec->space() != first.space()) {
+                codec->dim() != first.dim() || codec->space() != first.space() ||
+                codec->joint_heads() != first.joint_heads()) {
                 throw Error("the codecs of a layer's heads differ in number or size");
             }
+        }
+        if (geometry.n_head_kv % first.joint_heads() != 0 || (first.joint_heads() > 1 && heads.empty())) {
+            throw Error("the heads that a layer's codec takes together are not a part of its heads");
         }
     };
     if (codecs.k != nullptr) {
@@ -130,14 +83,15 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
             continue;
         }
         Reservation& codes = side == Side::kK ? codes_k_ : codes_v_;
-        codes = Reservation(n_cells_ * geometry.n_head_kv * codec(side).code_bytes() + Codec::kCodeSlackBytes);
+        codes = Reservation(n_cells_ * codes_per_cell(side) * codec(side).code_bytes() + Codec::kCodeSlackBytes);
         codes.use_small_pages();
     }
 }
 
 std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {
     const Reservation& memory = side == Side::kK ? codes_k_ : codes_v_;
-    const size_t row = (cell / kBlock * geometry_.n_head_kv + head) * kBlock + cell % kBlock;
+    const size_t code_of_cell = head / codec(side).joint_heads();
+    const size_t row = (cell / kBlock * codes_per_cell(side) + code_of_cell) * kBlock + cell % kBlock;
     return memory.data() + row * codec(side).code_bytes();
 }
 
@@ -253,28 +207,45 @@ void LayerStore::clear() {
     std::ranges::for_each(variable_v_, &VariableBlock::clear);
 }
 
-// Dense rows [cells, dim] of one head without the mean: what the codec is given.
-std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const uint32_t> cells,
-                                         const int32_t* positions) const {
+// Dense rows x [cells, dim] of one head without the mean: what the codec is given.
+void LayerStore::residuals(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions,
+                           float* x) const {
     const size_t dim = side == Side::kK ? geometry_.dim_k : geometry_.dim_v;
-    std::vector<float> x(cells.size() * dim);
     for (size_t i = 0; i < cells.size(); ++i) {
-        widen(dense_row(side, cells[i]) + head * dim, dim, &x[i * dim]);
+        widen(dense_row(side, cells[i]) + head * dim, dim, x + i * dim);
     }
     if (side == Side::kK && codecs_.need_positions()) {
         std::vector<int32_t> position(cells.size());
         std::transform(cells.begin(), cells.end(), position.begin(), [&](uint32_t cell) { return positions[cell]; });
         if (!codecs_.k_mean.empty()) {
-            codecs_.k_mean.subtract(head, position.data(), cells.size(), x.data(), dim);
+            codecs_.k_mean.subtract(head, position.data(), cells.size(), x, dim);
         }
         if (codecs_.rope_tables != nullptr) {
-            codecs_.rope_tables->unrotate(position.data(), cells.size(), x.data(), dim);
+            codecs_.rope_tables->unrotate(position.data(), cells.size(), x, dim);
         }
     }
     if (const std::vector<float>& means = plain_mean(side); !means.empty()) {
         const float* mean = &means[head * dim];
-        for (size_t i = 0; i < x.size(); ++i) {
+        for (size_t i = 0; i < cells.size() * dim; ++i) {
             x[i] -= mean[i % dim];
+        }
+    }
+}
+
+// The same of all heads that are coded together, the first of them given: [cells, heads, dim].
+std::vector<float> LayerStore::joint_residuals(Side side, size_t head, std::span<const uint32_t> cells,
+                                               const int32_t* positions) const {
+    const size_t dim = codec(side).dim(), n_joint = codec(side).joint_heads();
+    std::vector<float> x(cells.size() * n_joint * dim);
+    if (n_joint == 1) {
+        residuals(side, head, cells, positions, x.data());
+        return x;
+    }
+    std::vector<float> of_head(cells.size() * dim);
+    for (size_t i = 0; i < n_joint; ++i) {
+        residuals(side, head + i, cells, positions, of_head.data());
+        for (size_t cell = 0; cell < cells.size(); ++cell) {
+            std::copy_n(&of_head[cell * dim], dim, &x[(cell * n_joint + i) * dim]);
         }
     }
     return x;
@@ -282,7 +253,7 @@ std::vector<float> LayerStore::residuals(Side side, size_t head, std::span<const
 
 std::vector<std::byte> LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells,
                                                const int32_t* positions, const uint8_t* salient) const {
-    const std::vector<float> x = residuals(side, head, cells, positions);
+    const std::vector<float> x = joint_residuals(side, head, cells, positions);
     std::vector<std::byte> codes(cells.size() * codec(side).code_bytes());
     encode_rows(codec(side, head), x.data(), cells.size(), salient, codes.data());
     return codes;
@@ -311,7 +282,7 @@ void LayerStore::adopt_marked(Side side, std::span<const uint32_t> cells, size_t
             const size_t task = (i / batch * geometry_.n_head_kv + head) * 2 + (side == Side::kK ? 0 : 1);
             std::byte* code = &waiting[task][i % batch * adaptive.code_bytes()];
             if (adaptive.is_marked(code)) {
-                const std::vector<float> x = residuals(side, head, cells.subspan(i, 1), positions);
+                const std::vector<float> x = joint_residuals(side, head, cells.subspan(i, 1), positions);
                 adaptive.encode(x.data(), 1, code);  // what was adopted since may be enough
                 if (adaptive.is_marked(code)) {
                     adaptive.adopt(x.data(), code);
@@ -323,14 +294,16 @@ void LayerStore::adopt_marked(Side side, std::span<const uint32_t> cells, size_t
 
 std::vector<Distortion> LayerStore::distortion(Side side, std::span<const uint32_t> cells, const int32_t* positions,
                                                const uint8_t* salient) const {
-    const size_t dim = codec(side).dim();
+    const size_t dim = codec(side).dim(), n_joint = codec(side).joint_heads();
     std::vector<std::byte> codes(cells.size() * codec(side).code_bytes() + Codec::kCodeSlackBytes);
-    std::vector<float> decoded(cells.size() * dim);
+    std::vector<float> x(cells.size() * dim), decoded(x.size());
     std::vector<Distortion> sums(cells.size());
     for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
-        std::vector<float> x = residuals(side, head, cells, positions);
-        encode_rows(codec(side, head), x.data(), cells.size(),
-                    salient == nullptr ? nullptr : salient + head * cells.size(), codes.data());
+        if (head % n_joint == 0) {
+            encode_rows(codec(side, head), joint_residuals(side, head, cells, positions).data(), cells.size(),
+                        salient == nullptr ? nullptr : salient + head * cells.size(), codes.data());
+        }
+        residuals(side, head, cells, positions, x.data());
         decode_written(codec(side, head), codes, cells.size(), decoded.data());
         if (side == Side::kK && codecs_.rope_tables != nullptr) {  // YaRN's magnitude belongs to all three sums
             std::vector<int32_t> position(cells.size());
@@ -396,6 +369,9 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
     team.run([&](size_t) {
         for (size_t i = next++; i < n_tasks; i = next++) {
             const Task task = task_of(i);
+            if (task.head % codec(task.side).joint_heads() != 0) {
+                continue;  // coded with an earlier one
+            }
             std::vector<std::byte> codes =
                 encode_side(task.side, task.head, task.cells, positions,
                             salient == nullptr ? nullptr : salient + task.head * cells.size() + task.first);
@@ -543,7 +519,7 @@ void LayerStore::copy_cell(size_t from, size_t to) {
     }
     drop(to);
     if (is_in_coded_group(from)) {
-        for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+        for (size_t head = 0; head < geometry_.n_head_kv; ++head) {  // joint codes are copied more than once
             for (const Side side : {Side::kK, Side::kV}) {
                 if (codec(side).is_variable()) {
                     const std::span<const std::byte> written = variable_block(side, from, head).code(from % kBlock);
@@ -602,7 +578,7 @@ void LayerStore::for_each_code(Side side, const Visit& visit) const {
 double LayerStore::mean_bytes_per_token() const {
     double bytes = 0;
     for (const Side side : {Side::kK, Side::kV}) {
-        const auto longest = static_cast<double>(geometry_.n_head_kv * codec(side).code_bytes());
+        const auto longest = static_cast<double>(codes_per_cell(side) * codec(side).code_bytes());
         if (!codec(side).is_variable()) {
             bytes += longest;
             continue;
@@ -633,14 +609,16 @@ size_t LayerStore::code_bytes_per_token() const {
     if (!has_codecs()) {
         return pool_.row_bytes();
     }
-    return geometry_.n_head_kv * (codecs_.k->code_bytes() + codecs_.v->code_bytes());
+    return codes_per_cell(Side::kK) * codecs_.k->code_bytes() + codes_per_cell(Side::kV) * codecs_.v->code_bytes();
 }
 
 double LayerStore::used_bytes_per_token(double salient_share) const {
-    const auto bits = [&](bool salient) {
-        return static_cast<double>(codecs_.k->row_bits(salient) + codecs_.v->row_bits(salient));
+    const auto bytes = [&](bool salient) {
+        const size_t bits = codes_per_cell(Side::kK) * codecs_.k->row_bits(salient) +
+                            codes_per_cell(Side::kV) * codecs_.v->row_bits(salient);
+        return static_cast<double>(bits) / 8;
     };
-    return static_cast<double>(geometry_.n_head_kv) / 8 * (bits(false) + salient_share * (bits(true) - bits(false)));
+    return bytes(false) + salient_share * (bytes(true) - bytes(false));
 }
 
 std::optional<double> LayerStore::salient_share() const {
@@ -656,4 +634,3 @@ std::optional<double> LayerStore::salient_share() const {
 }
 
 }  // namespace kvcodec
-#endif

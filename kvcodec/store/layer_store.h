@@ -92,7 +92,8 @@ class LayerStore {
     /// Half-precision row of a dense cell.
     const uint16_t* dense_row(Side side, size_t cell) const;
 
-    /// Codes of the kBlock rows of one block and head; null where codes are variable and none was written.
+    /// Codes of the kBlock rows of one block and head, or of the heads that are coded together with it; null where
+    /// codes are variable and none was written.
     const std::byte* codes(Side side, size_t block, size_t head) const;
     /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
     void prefetch_codes(Side side, size_t block, size_t head) const;
@@ -176,8 +177,9 @@ class LayerStore {
     uint16_t* make_dense(Side side, size_t cell);
     void free_row(size_t cell);
     void forget_evicted(size_t cell);
-    std::vector<float> residuals(Side side, size_t head, std::span<const uint32_t> cells,
-                                 const int32_t* positions) const;
+    void residuals(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions, float* x) const;
+    std::vector<float> joint_residuals(Side side, size_t head, std::span<const uint32_t> cells,
+                                       const int32_t* positions) const;
     std::vector<std::byte> encode_side(Side side, size_t head, std::span<const uint32_t> cells,
                                        const int32_t* positions, const uint8_t* salient) const;
     void put_codes(Side side, size_t head, std::span<const uint32_t> cells, const std::vector<std::byte>& codes);
@@ -198,6 +200,8 @@ class LayerStore {
     const std::vector<float>& plain_mean(Side side) const {
         return side == Side::kK ? codecs_.k_plain_mean : codecs_.v_mean;
     }
+    /// Codes of one side of a cell: one for each head, or for each set of heads that are coded together.
+    size_t codes_per_cell(Side side) const { return geometry_.n_head_kv / codec(side).joint_heads(); }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
     std::byte* code(Side side, size_t cell, size_t head) const;
     bool is_in_coded_group(size_t cell) const;

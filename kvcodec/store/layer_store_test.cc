@@ -14,8 +14,10 @@
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
+#include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
+#include "kvcodec/error.h"
 #include "kvcodec/half.h"
 
 namespace kvcodec {
@@ -497,6 +499,88 @@ TEST_F(LayerStoreTest, EachHeadOfKeysMayHaveACodecBeforeRope) {
             }
         }
     }
+}
+
+TEST_F(LayerStoreTest, HeadsMayShareACode) {
+    // Two axes of three are kept, whichever head they belong to.
+    const auto shared = [](size_t dim, bool before_rope) {
+        const size_t width = kGeometry.n_head_kv * dim, rank = width / 48 * 32;
+        std::vector<float> axes(rank * width);
+        for (size_t i = 0; i < rank; ++i) {
+            axes[i * width + i / 2 * 3 + i % 2] = 1.0F;
+        }
+        const auto space = std::make_shared<const LatentSpace>(axes, kGeometry.n_head_kv, dim, LatentSpace::kHalfBits);
+        std::vector<std::shared_ptr<const Codec>> heads;
+        for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+            heads.push_back(std::make_shared<const LatentCodec>(space, head, before_rope));
+        }
+        return heads;
+    };
+    LayerCodecs codecs{nullptr, nullptr, {}, {}, rope_};
+    codecs.k_heads = shared(kGeometry.dim_k, true);
+    codecs.v_heads = shared(kGeometry.dim_v, false);
+    codecs.k = codecs.k_heads[0];
+    codecs.v = codecs.v_heads[0];
+    codecs.k_plain_mean.assign(kRowK, 0.25F);
+    codecs.rope_tables = std::make_shared<RopeTables>(rope_);
+    store_.set_codecs(kGeometry, codecs);
+    EXPECT_EQ(store_.code_bytes_per_token(), (kRowK + kRowV) / 3 * 2 * sizeof(uint16_t));
+
+    const std::vector<uint32_t> cells = {1, 70, 71, 200};
+    std::vector<std::vector<float>> keys, values;
+    for (const uint32_t cell : cells) {
+        keys.push_back(random_vector(kRowK, rng_));
+        values.push_back(random_vector(kRowV, rng_));
+        std::vector<float> rotated = keys.back();
+        for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+            rope_.rotate(&rotated[head * kGeometry.dim_k], positions_[cell]);
+        }
+        store_.write(Side::kK, cell, rotated.data());
+        store_.write(Side::kV, cell, values.back().data());
+    }
+    std::vector<double> promised;
+    for (const Side side : {Side::kK, Side::kV}) {
+        for (const Distortion& distortion : store_.distortion(side, cells, positions_.data())) {
+            promised.push_back(distortion.miss);
+        }
+    }
+    encode(cells);
+    store_.copy_cell(70, 10);
+    positions_[10] = positions_[70];
+    const auto check = [&](size_t i, uint32_t cell) {
+        std::vector<double> missed(2);
+        const std::vector<uint16_t> k = read(Side::kK, cell), v = read(Side::kV, cell);
+        std::vector<float> expected = keys[i];
+        for (size_t j = 2; j < kRowK; j += 3) {
+            expected[j] = 0.25F;
+            missed[0] += std::pow(double{keys[i][j]} - 0.25, 2);
+        }
+        for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
+            rope_.rotate(&expected[head * kGeometry.dim_k], positions_[cell]);
+        }
+        for (size_t j = 0; j < kRowK; ++j) {
+            ASSERT_NEAR(half_to_float(k[j]), expected[j], 6e-3) << "cell " << cell << ", " << j;
+        }
+        for (size_t j = 0; j < kRowV; ++j) {
+            ASSERT_NEAR(half_to_float(v[j]), j % 3 == 2 ? 0.0F : values[i][j], 3e-3) << "cell " << cell << ", " << j;
+            missed[1] += j % 3 == 2 ? double{values[i][j]} * values[i][j] : 0.0;
+        }
+        EXPECT_NEAR(promised[i], missed[0], 0.02 * missed[0]);
+        EXPECT_NEAR(promised[cells.size() + i], missed[1], 0.02 * missed[1]);
+    };
+    for (size_t i = 0; i < cells.size(); ++i) {
+        check(i, cells[i]);
+    }
+    check(1, 10);
+    store_.shift_key(71, 33, rope_);
+    positions_[71] += 33;
+    check(2, 71);
+
+    LayerCodecs halved = codecs;
+    halved.k_heads.pop_back();
+    EXPECT_THROW(LayerStore(kGeometry.n_cells, kRowK, kRowV, true).set_codecs(kGeometry, halved), Error);
+    halved.k_heads.clear();
+    EXPECT_THROW(LayerStore(kGeometry.n_cells, kRowK, kRowV, true).set_codecs(kGeometry, halved), Error);
 }
 
 TEST_F(LayerStoreTest, DistortionIsWhatEncodeThenLoses) {

@@ -27,7 +27,7 @@ namespace kvcodec {
 /// the second half of its bytes become the high nibbles of the first. P has the path bits of a trellis that meets
 /// elements in the order of P's bits; A and then B1 are what trellis.h calls the rest.
 struct ScalarFormat {
-    static constexpr size_t kMaxDim = 512;
+    static constexpr size_t kMaxDim = 1024;
 
     size_t dim = 0;
     unsigned bits = 0;

@@ -339,7 +339,7 @@ TEST(ScalarCodec, CodesHardlyDependOnTheTarget) {
 TEST(ScalarCodec, RefusesWhatItCannotCode) {
     EXPECT_THROW(ScalarCodec(0, 3), Error);
     EXPECT_THROW(ScalarCodec(72, 3), Error);
-    EXPECT_THROW(ScalarCodec(1024, 3), Error);
+    EXPECT_THROW(ScalarCodec(1040, 3), Error);
     EXPECT_THROW(ScalarCodec(64, 5), Error);
 }
 

@@ -49,7 +49,7 @@ struct Trellis {
 class TrellisEncoder {
   public:
     static constexpr size_t kScales = 4;
-    static constexpr size_t kMaxElements = 512;
+    static constexpr size_t kMaxElements = 1024;
 
     /// bits: of each element, 1 to Trellis::kMaxBits; weight: of its squared error. At most
     /// kMaxElements.

@@ -1,0 +1,77 @@
+// Low-rank coding: the coordinates of vectors along few directions (LoRC, arXiv 2410.03111).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "kvcodec/codec/codec.h"
+
+namespace kvcodec {
+
+/// The directions that the vectors of some KV heads, side by side as one, are projected on, and how the coordinates,
+/// the latents, are stored. What lies in none of the directions is lost.
+class LatentSpace {
+  public:
+    static constexpr size_t kRankMultiple = 16;
+    static constexpr unsigned kHalfBits = 16;
+
+    /// directions: [rank, n_heads * dim], orthonormal rows in order of weight. rank: a multiple of kRankMultiple, at
+    /// most the length of a row. bits: of a latent, kHalfBits (f16) or those of the scalar codec. dim: a multiple of 4.
+    /// unbias: see shrinkage.h. Throws Error for other shapes.
+    LatentSpace(std::span<const float> directions, size_t n_heads, size_t dim, unsigned bits, float unbias = 0.0F);
+
+    size_t n_heads() const { return n_heads_; }
+    size_t dim() const { return dim_; }
+    size_t rank() const { return latents_->dim(); }
+    /// What codes a vector of rank() latents.
+    const Codec& latents() const { return *latents_; }
+    /// [rank, dim]: one head's part of each direction, in the order of the latents.
+    std::span<const float> directions(size_t head) const {
+        return std::span(directions_).subspan(head * rank() * dim_, rank() * dim_);
+    }
+    /// Bytes of a code of this many latents.
+    static size_t code_bytes(size_t rank, unsigned bits);
+
+  private:
+    size_t n_heads_;
+    size_t dim_;
+    std::shared_ptr<const Codec> latents_;
+    std::vector<float> directions_;  // [n_heads, rank, dim]
+};
+
+/// One head's view of latents: heads that share a LatentSpace share codes, and encode() takes the vectors of all of
+/// them. Code space is the latents', its table and accumulators cost a product with rank x dim directions once a step;
+/// keys before RoPE have none, they are rebuilt at a cost of rank x dim multiplications each.
+class LatentCodec final : public Codec {
+  public:
+    LatentCodec(std::shared_ptr<const LatentSpace> space, size_t head, bool before_rope);
+
+    std::string describe() const override;
+    size_t dim() const override { return shared_->dim(); }
+    size_t code_bytes() const override { return shared_->latents().code_bytes(); }
+    size_t fixed_bytes() const override;
+    size_t joint_heads() const override { return shared_->n_heads(); }
+    bool before_rope() const override { return before_rope_; }
+    size_t space() const override { return before_rope_ ? 0 : shared_->latents().space(); }
+    size_t nonzeros() const override { return space(); }
+
+    void encode(const float* x, size_t n, std::byte* codes) const override;
+    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
+    void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+               float* s) const override;
+    void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                    float* acc) const override;
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
+
+  private:
+    std::shared_ptr<const LatentSpace> shared_;
+    size_t head_;
+    bool before_rope_;
+};
+
+}  // namespace kvcodec

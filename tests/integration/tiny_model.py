@@ -1,0 +1,139 @@
+"""Tiny models with random weights, for what no small real model has. They share the test model's vocabulary."""
+
+import array
+import random
+import struct
+
+UINT32, FLOAT32, STRING, ARRAY = 4, 6, 8, 9
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, 5: 4, FLOAT32: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_ALIGNMENT = 32
+N_EMBD, N_FF, N_LAYER = 64, 96, 2
+
+
+def _string(text):
+    data = text.encode()
+    return struct.pack("<Q", len(data)) + data
+
+
+def _skip_value(data, at, kind):
+    if kind == STRING:
+        return at + 8 + struct.unpack_from("<Q", data, at)[0]
+    if kind == ARRAY:
+        element, n = struct.unpack_from("<IQ", data, at)
+        at += 12
+        if element in _SIZES:
+            return at + n * _SIZES[element]
+        for _ in range(n):
+            at = _skip_value(data, at, element)
+        return at
+    return at + _SIZES[kind]
+
+
+def vocabulary(path):
+    """The tokenizer's metadata of a GGUF file as it is there, [(key, bytes of type and value)], and its size."""
+    with open(path, "rb") as file:
+        data = file.read(16 << 20)
+    found, n_tokens = [], 0
+    n_values = struct.unpack_from("<Q", data, 16)[0]
+    at = 24
+    for _ in range(n_values):
+        length = struct.unpack_from("<Q", data, at)[0]
+        key = data[at + 8 : at + 8 + length].decode()
+        at += 8 + length
+        begin, kind = at, struct.unpack_from("<I", data, at)[0]
+        at = _skip_value(data, at + 4, kind)
+        if key.startswith("tokenizer."):
+            found.append((key, data[begin:at]))
+        if key == "tokenizer.ggml.tokens":
+            n_tokens = struct.unpack_from("<Q", data, begin + 8)[0]
+    return found, n_tokens
+
+
+class _Model:
+    def __init__(self, architecture, vocabulary_of, seed):
+        self.architecture = architecture
+        self.random = random.Random(seed)
+        self.values, self.n_vocab = vocabulary(vocabulary_of)
+        self.values.insert(0, ("general.architecture", struct.pack("<I", STRING) + _string(architecture)))
+        self.tensors = []  # (name, dims, floats)
+
+    def set(self, key, value):
+        kind, form = (UINT32, "<II") if isinstance(value, int) else (FLOAT32, "<If")
+        self.values.append((f"{self.architecture}.{key}", struct.pack(form, kind, value)))
+
+    def add(self, name, dims, deviation):
+        n = 1
+        for dim in dims:
+            n *= dim
+        width = deviation * 3**0.5
+        uniform = self.random.random
+        self.tensors.append((name, dims, array.array("f", [width * (2 * uniform() - 1) for _ in range(n)])))
+
+    def add_constant(self, name, n, value):
+        self.tensors.append((name, (n,), array.array("f", [value] * n)))
+
+    def write(self, path):
+        head = b"GGUF" + struct.pack("<IQQ", 3, len(self.tensors), len(self.values))
+        head += b"".join(_string(key) + value for key, value in self.values)
+        offset = 0
+        for name, dims, floats in self.tensors:
+            head += _string(name) + struct.pack("<I", len(dims)) + struct.pack(f"<{len(dims)}Q", *dims)
+            head += struct.pack("<IQ", 0, offset)
+            offset += -(-4 * len(floats) // _ALIGNMENT) * _ALIGNMENT
+        with open(path, "wb") as file:
+            file.write(head + b"\0" * (-len(head) % _ALIGNMENT))
+            for _, _, floats in self.tensors:
+                data = floats.tobytes()
+                file.write(data + b"\0" * (-len(data) % _ALIGNMENT))
+
+
+def write(path, vocabulary_of, architecture, n_head, n_head_kv, bias=False, rotated=None, seed=1):
+    """A model of two layers at `path`: llama (RoPE of neighbours), qwen2 (of halves), stablelm (of `rotated`
+    dimensions) or mpt (ALiBi, one tensor for Q, K and V). bias: of Q, K and V."""
+    model = _Model(architecture, vocabulary_of, seed)
+    dim = N_EMBD // n_head
+    model.set("context_length", 2048)
+    model.set("embedding_length", N_EMBD)
+    model.set("feed_forward_length", N_FF)
+    model.set("block_count", N_LAYER)
+    model.set("attention.head_count", n_head)
+    model.set("attention.head_count_kv", n_head_kv)
+    layer_norm = architecture in ("stablelm", "mpt")
+    model.set("attention.layer_norm_epsilon" if layer_norm else "attention.layer_norm_rms_epsilon", 1e-5)
+    if architecture == "mpt":
+        model.set("attention.max_alibi_bias", 8.0)
+    else:
+        model.set("rope.dimension_count", rotated or dim)
+        model.set("rope.freq_base", 10000.0)
+
+    def norm(name):
+        model.add_constant(f"{name}.weight", N_EMBD, 1.0)
+        if architecture == "stablelm":
+            model.add_constant(f"{name}.bias", N_EMBD, 0.0)
+
+    def linear(name, rows, columns=N_EMBD, with_bias=False, gain=1.0):
+        model.add(f"{name}.weight", (columns, rows), gain * columns**-0.5)
+        if with_bias:
+            model.add(f"{name}.bias", (rows,), 1.0)
+
+    tied = architecture == "mpt"
+    model.add("token_embd.weight", (N_EMBD, model.n_vocab), 0.4 if tied else 1.0)
+    for layer in range(N_LAYER):
+        block = f"blk.{layer}"
+        norm(f"{block}.attn_norm")
+        if architecture == "mpt":
+            linear(f"{block}.attn_qkv", (n_head + 2 * n_head_kv) * dim, gain=1.5)
+        else:
+            linear(f"{block}.attn_q", n_head * dim, with_bias=bias, gain=1.5)
+            linear(f"{block}.attn_k", n_head_kv * dim, with_bias=bias, gain=1.5)
+            linear(f"{block}.attn_v", n_head_kv * dim, with_bias=bias)
+        linear(f"{block}.attn_output", N_EMBD, n_head * dim, gain=4.0)
+        norm(f"{block}.ffn_norm")
+        if architecture != "mpt":
+            linear(f"{block}.ffn_gate", N_FF)
+        linear(f"{block}.ffn_up", N_FF)
+        linear(f"{block}.ffn_down", N_EMBD, N_FF)
+    norm("output_norm")
+    if not tied:
+        linear("output", model.n_vocab, gain=3.0)
+    model.write(path)

@@ -36,22 +36,23 @@ uint32_t scalar_bits(double budget, size_t dim, uint32_t fewest) {
     return best;
 }
 
-// One head's part of a list with n_heads equal parts.
+// One of n equal parts of a list.
 template <typename T>
-std::span<const T> part_of(const std::vector<T>& all, size_t head, size_t n_heads) {
-    return std::span(all).subspan(head * all.size() / n_heads, all.size() / n_heads);
+std::span<const T> part_of(const std::vector<T>& all, size_t i, size_t n) {
+    return std::span(all).subspan(i * all.size() / n, all.size() / n);
 }
 
-std::vector<std::shared_ptr<const TransformCodec>> transforms(const SideArtifact& trained, size_t n_heads,
+// By head, or by set of heads that are coded together.
+std::vector<std::shared_ptr<const TransformCodec>> transforms(const SideArtifact& trained, size_t n_codes,
                                                               size_t code_bytes, bool before_rope, float unbias) {
-    std::vector<std::shared_ptr<const TransformCodec>> heads;
-    for (size_t head = 0; head < n_heads; ++head) {
+    std::vector<std::shared_ptr<const TransformCodec>> codecs;
+    for (size_t i = 0; i < n_codes; ++i) {
         std::vector<float> basis;
-        std::ranges::transform(part_of(trained.basis, head, n_heads), std::back_inserter(basis), half_to_float);
-        heads.push_back(std::make_shared<const TransformCodec>(basis, part_of(trained.variance, head, n_heads),
-                                                               code_bytes, before_rope, unbias));
+        std::ranges::transform(part_of(trained.basis, i, n_codes), std::back_inserter(basis), half_to_float);
+        codecs.push_back(std::make_shared<const TransformCodec>(basis, part_of(trained.variance, i, n_codes),
+                                                                code_bytes, before_rope, unbias));
     }
-    return heads;
+    return codecs;
 }
 
 // Throws Error where the options ask for what this kind of artifact, or none, cannot give.
@@ -277,16 +278,21 @@ void CodecChoice::drop_unused(Artifact& artifact) const {
 }
 
 CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& plan, const SideArtifact& trained,
-                                                  size_t n_heads, bool before_rope) const {
+                                                  bool before_rope) const {
     if (plan.scalar_bits) {
         return {std::make_shared<const ScalarCodec>(trained.dim, *plan.scalar_bits, unbias_of(side))};
     }
     SideChoice choice;
     TransformCodec::Expected expected;
-    for (auto& codec : transforms(trained, n_heads, plan.code_bytes, before_rope, unbias_of(side))) {
+    for (auto& codec : transforms(trained, plan.n_codes, plan.code_bytes, before_rope, unbias_of(side))) {
         expected.energy += codec->expected().energy;
         expected.lost += codec->expected().lost;
-        choice.heads.push_back(std::move(codec));
+        for (size_t head = 0; trained.joint_heads > 1 && head < trained.joint_heads; ++head) {
+            choice.heads.push_back(std::make_shared<const TransformHead>(codec, head, trained.joint_heads));
+        }
+        if (trained.joint_heads == 1) {
+            choice.heads.push_back(std::move(codec));
+        }
     }
     choice.codec = choice.heads[0];
     const double share = expected.energy > 0 ? std::min(expected.lost / expected.energy, 0.999) : 0.0;
@@ -323,8 +329,8 @@ CodecChoice::LayerChoice CodecChoice::choose_layer(const LayerGeometry& geometry
         choice = {latent_side(Side::kK, trained->k, geometry.n_head_kv, before_rope),
                   latent_side(Side::kV, trained->v, geometry.n_head_kv, false)};
     } else if (const auto planned = plan_.find(layer); planned != plan_.end()) {
-        choice = {planned_side(Side::kK, planned->second.k, trained->k, geometry.n_head_kv, before_rope),
-                  planned_side(Side::kV, planned->second.v, trained->v, geometry.n_head_kv, false)};
+        choice = {planned_side(Side::kK, planned->second.k, trained->k, before_rope),
+                  planned_side(Side::kV, planned->second.v, trained->v, false)};
     } else {
         choice = {
             choose_side(Side::kK, geometry.dim_k, trained ? &trained->k : nullptr, options_.s_k, options_.bits_k),

@@ -77,8 +77,7 @@ class CodecChoice {
     SideChoice choose_side(Side side, size_t dim, const SideArtifact* trained, std::optional<uint32_t> s,
                            std::optional<uint32_t> bits) const;
     SideChoice latent_side(Side side, const SideArtifact& trained, size_t n_heads, bool before_rope) const;
-    SideChoice planned_side(Side side, const SidePlan& plan, const SideArtifact& trained, size_t n_heads,
-                            bool before_rope) const;
+    SideChoice planned_side(Side side, const SidePlan& plan, const SideArtifact& trained, bool before_rope) const;
     /// before_rope: whether RoPE stands between the codes of keys and the queries.
     LayerChoice choose_layer(const LayerGeometry& geometry, uint32_t layer, bool before_rope, LayerArtifact* trained);
     void plan(const LayerFacts& facts);

@@ -1,51 +1,68 @@
 #!/usr/bin/env bash
-# Prints what low ranks of the K and V projections cost (LoRC) as a Markdown table: KL divergence to the model as it is, both
-# with an f16 cache, by llama-perplexity. Each row writes the model once, with its projections in F32.
-#     scripts/low_rank.sh MODEL.gguf TEXT.txt [CONTEXT=512] [CHUNKS=4]
-# THREADS: all by default.
+# Prints what low ranks of the K and V projections cost (LoRC) as Markdown tables: artifacts of `kvcodec lowrank`, read in
+# strict mode, beside the model's f16 cache. Takes an hour for a model of a billion parameters on two cores.
+#     scripts/low_rank.sh MODEL.gguf TEXT.txt [CONTEXT=512] [CHUNKS=4] [full|brief]
+# brief: fewer rows. THREADS: all by default.
 source "$(dirname "$0")/common.sh"
 
-[[ $# -ge 2 ]] || die "usage: scripts/low_rank.sh MODEL.gguf TEXT.txt [CONTEXT] [CHUNKS]"
-model=$1 text=$2 context=${3:-512} chunks=${4:-4}
+command -v time > /dev/null || die "GNU time is missing: apt install time"
+[[ $# -ge 2 ]] || die "usage: scripts/low_rank.sh MODEL.gguf TEXT.txt [CONTEXT] [CHUNKS] [full|brief]"
+model=$1 text=$2 context=${3:-512} chunks=${4:-4} plan=${5:-full}
 threads="${THREADS:-$(nproc)}"
-perplexity="$(llama_build_dir)/bin/llama-perplexity"
 kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/kvcodec}"
-for file in "$model" "$text" "$kvcodec" "$perplexity"; do
+for file in "$model" "$text" "$kvcodec"; do
     [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
 done
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
-arguments=(-f "$text" -c "$context" -b 512 -ub 512 --chunks "$chunks" -t "$threads" --kl-divergence-base "$work/base")
-"$perplexity" -m "$model" "${arguments[@]}" > "$work/log" 2>&1 || die "llama-perplexity failed: $(tail -1 "$work/log")"
+artifacts=()
 
-# row NAME ARGUMENTS...
-row() {
-    local name=$1 number='-?[0-9.]+'
+# make NAME ARGUMENTS...: an artifact, and a line with the time and memory that it took.
+make() {
+    local name=$1 start seconds
     shift
-    "$kvcodec" lowrank -m "$model" --emit-model "$work/model.gguf" --threads "$threads" "$@" > "$work/report" 2> "$work/log" ||
-        die "kvcodec lowrank failed: $(tail -1 "$work/log")"
-    "$perplexity" -m "$work/model.gguf" "${arguments[@]}" --kl-divergence > "$work/log" 2>&1 ||
-        die "llama-perplexity failed: $(tail -1 "$work/log")"
-    local kld same
-    kld="$(grep -aoP -- "Mean    KLD: +\K$number ± +$number" "$work/log" | tr -s ' ')" || die "$name: no divergence"
-    same="$(grep -aoP "Same top p: +\K$number" "$work/log")" || die "$name: no share of top tokens"
-    printf '| %s | %s %% | %s | %s %% |\n' "$name" "$(grep -oP "kept, \K$number" "$work/report")" "$kld" "$same"
+    start=$SECONDS
+    command time -f '%M' -o "$work/memory" "$kvcodec" lowrank -m "$model" -o "$work/$name" --threads "$threads" "$@" \
+        > "$work/report" 2> "$work/log" || die "kvcodec lowrank failed: $(tail -1 "$work/log")"
+    seconds=$((SECONDS - start))
+    printf '| %s | `%s` | %s %% | %s s | %s MiB |\n' "$name" "$*" "$(grep -oP 'kept, \K[0-9.]+' "$work/report")" "$seconds" \
+        "$(($(cat "$work/memory") / 1024))"
+    artifacts+=(-a "$work/$name")
 }
 
-echo "$(date +%F), $(grep -m1 'model name' /proc/cpuinfo | cut -d: -f2 | xargs), $threads threads, $(basename "$model")," \
-    "sha256 $(sha256sum "$model" | cut -c1-16), $(basename "$text"), context $context, $chunks chunks"
-echo
-echo '| basis and ranks | kept | mean KLD | same top token |'
-echo '| --- | --- | --- | --- |'
-row "full rank, in F32" --keep 100%
-for keep in 80% 60%; do
-    for basis in weights whitened; do
-        row "$basis, progressive" --keep $keep --basis $basis
-        row "$basis, uniform" --keep $keep --basis $basis --uniform
+# evaluate BITS...: all artifacts with latents of so many bits.
+evaluate() {
+    local caches='' bits
+    for bits in "$@"; do
+        caches+="${caches:+,}kvcodec:codec=latent:bits=$bits:sinks=4"
     done
-done
-row "whitened, uniform, by head" --keep 60% --basis whitened --uniform --per-head
-row "whitened, uniform, K 80 %, V 40 %" --keep-k 80% --keep-v 40% --basis whitened --uniform
-row "whitened, uniform, K 40 %, V 80 %" --keep-k 40% --keep-v 80% --basis whitened --uniform
-row "whitened, uniform, K alone" --keep-k 60% --keep-v 100% --basis whitened --uniform
-row "whitened, uniform, V alone" --keep-k 100% --keep-v 60% --basis whitened --uniform
+    "$kvcodec" eval -m "$model" "${artifacts[@]}" --suite kld --text "$text" --ctx-size "$context" --chunks "$chunks" \
+        --together 8 --threads "$threads" --cache "$caches" 2> "$work/log" || die "kvcodec eval failed: $(tail -1 "$work/log")"
+}
+
+echo '| artifact | `kvcodec lowrank` | kept | time | peak memory |'
+echo '| --- | --- | --- | --- | --- |'
+make measured-60 --keep 60% --basis data --measured
+make measured-80 --keep 80% --basis data --measured
+quantised=("${artifacts[@]}")
+make progressive-60 --keep 60% --basis data
+make uniform-60 --keep 60% --basis data --uniform
+make measured-whitened-60 --keep 60% --basis whitened --measured
+make weights-progressive-60 --keep 60%
+make weights-uniform-60 --keep 60% --uniform
+if [[ $plan == full ]]; then
+    make full-rank --keep 100% --basis data
+    make measured-heads-60 --keep 60% --basis data --measured --per-head
+    make progressive-whitened-60 --keep 60% --basis whitened
+    make uniform-whitened-60 --keep 60% --basis whitened --uniform
+    make uniform-keys-40-values-80 --keep-k 40% --keep-v 80% --basis data --uniform
+    make uniform-keys-80-values-40 --keep-k 80% --keep-v 40% --basis data --uniform
+    make uniform-keys-60-values-full --keep-k 60% --keep-v 100% --basis data --uniform
+    make uniform-keys-full-values-60 --keep-k 100% --keep-v 60% --basis data --uniform
+    make weights-progressive-80 --keep 80%
+    make weights-uniform-80 --keep 80% --uniform
+fi
+echo
+evaluate 16
+artifacts=("${quantised[@]}")
+evaluate 8 4 3

@@ -78,16 +78,17 @@ TokenBytes token_bytes(const Artifact& artifact, size_t sparsity) {
 }
 
 /// The share of K's dimensions, along its directions before RoPE, that carry kConcentrated of the variance, as
-/// weighted: the mean of the heads. Nothing if the artifact has no directions.
+/// weighted: the mean of the heads, or of the sets of joint ones. Nothing if the artifact has no directions.
 std::optional<double> concentration(const LayerArtifact& layer) {
     const std::vector<float>& variance = layer.k.variance;
     if (variance.empty()) {
         return std::nullopt;
     }
     size_t n_needed = 0;
-    for (auto head = variance.begin(); head != variance.end(); head += layer.k.dim) {
-        double missing = kConcentrated * std::accumulate(head, head + layer.k.dim, 0.0);
-        for (auto along = head; missing > 0.0 && along != head + layer.k.dim; ++along, ++n_needed) {
+    const auto width = static_cast<std::ptrdiff_t>(layer.k.width());
+    for (auto set = variance.begin(); set != variance.end(); set += width) {
+        double missing = kConcentrated * std::accumulate(set, set + width, 0.0);
+        for (auto along = set; missing > 0.0 && along != set + width; ++along, ++n_needed) {
             missing -= *along;
         }
     }
@@ -210,12 +211,9 @@ void print_plan(const Artifact& artifact, const std::string& text) {
     if (plan.empty()) {
         throw Error(fmt::format("with '{}' all layers are coded alike, nothing is planned", text));
     }
-    const auto bits = [](const SidePlan& side, uint32_t dim) {
-        return 8.0 * static_cast<double>(side.code_bytes) / dim;
-    };
-    const auto describe = [&](const SidePlan& side, uint32_t dim) {
-        return fmt::format("{:<9} {:>5.2f} {:>9.4f}", side.scalar_bits ? "scalar" : "transform", bits(side, dim),
-                           side.loss);
+    const auto describe = [&](const SidePlan& side, size_t elements) {
+        return fmt::format("{:<9} {:>5.2f} {:>9.4f}", side.scalar_bits ? "scalar" : "transform",
+                           8.0 * static_cast<double>(side.bytes()) / static_cast<double>(elements), side.loss);
     };
     fmt::print("{:>5} | {:>11} {:<9} {:>5} {:>9} | {:>11} {:<9} {:>5} {:>9}\n", "layer", "sensitivity", "K", "bits",
                "loss", "sensitivity", "V", "bits", "loss");
@@ -227,9 +225,9 @@ void print_plan(const Artifact& artifact, const std::string& text) {
             continue;
         }
         const auto& [k, v] = planned->second;
-        fmt::print("{:>5} | {:>11.4f} {} | {:>11.4f} {}\n", layer.layer, layer.k.sensitivity, describe(k, layer.k.dim),
-                   layer.v.sensitivity, describe(v, layer.v.dim));
-        bytes += layer.n_head_kv * (k.code_bytes + v.code_bytes);
+        fmt::print("{:>5} | {:>11.4f} {} | {:>11.4f} {}\n", layer.layer, layer.k.sensitivity, describe(k, size_t{layer.n_head_kv} * layer.k.dim),
+                   layer.v.sensitivity, describe(v, size_t{layer.n_head_kv} * layer.v.dim));
+        bytes += k.bytes() + v.bytes();
         all_f16 += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
     }
     fmt::print(

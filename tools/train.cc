@@ -25,6 +25,7 @@
 #include "kvcodec/artifact/gguf_file.h"
 #include "kvcodec/artifact/model_info.h"
 #include "kvcodec/codec/dictionary/omp.h"
+#include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 #include "kvcodec/learn/dictionary_learning.h"
@@ -59,6 +60,7 @@ struct TrainOptions {
     size_t ctx_size = 512;
     size_t sensitivity_tokens = 128;
     Weighting weighting = Weighting::kTempered;
+    size_t joint_width = 1;
     uint64_t seed = 0;
 };
 
@@ -87,20 +89,35 @@ std::vector<float> training_rows(const Job& job, uint32_t n_positions, uint64_t 
     return x;
 }
 
-/// The directions along which each head's rows are coded, the variance along them and what noise loses. readers:
-/// [n_head, dim, dim] second moments of what takes products with the rows; empty: all directions count alike.
-void find_directions(const HarvestedRows& rows, std::span<const double> readers, const Tempering& tempering,
-                     SideArtifact& side) {
+/// Most heads, a divisor of n_head, whose vectors side by side have at most `width` elements; at least 1.
+size_t joint_heads(size_t n_head, size_t dim, size_t width) {
+    size_t n_joint = std::max<size_t>(1, std::min(n_head, width / dim));
+    while (n_head % n_joint != 0) {
+        --n_joint;
+    }
+    return n_joint;
+}
+
+/// The directions along which rows are coded, those of n_joint heads side by side, the variance along them and what
+/// noise loses. readers: [n_head, dim, dim] second moments of what takes products with the rows; empty: all directions
+/// count alike.
+void find_directions(const HarvestedRows& rows, size_t n_joint, std::span<const double> readers,
+                     const Tempering& tempering, SideArtifact& side) {
     const std::vector<float> residuals = rows.residuals();
-    const size_t dim = rows.dim(), size = dim * dim;
+    const size_t dim = rows.dim(), width = n_joint * dim;
+    side.joint_heads = static_cast<uint32_t>(n_joint);
     double noise = 0.0, all = 0.0;  // weighted energy of noise with the rows' energy, and of the rows
-    std::vector<float> of_head(rows.n_tokens() * dim);
-    for (size_t head = 0; head < rows.n_head(); ++head) {
+    std::vector<float> of_set(rows.n_tokens() * width);
+    for (size_t first = 0; first < rows.n_head(); first += n_joint) {
         for (size_t token = 0; token < rows.n_tokens(); ++token) {
-            std::copy_n(residuals.data() + (token * rows.n_head() + head) * dim, dim, of_head.data() + token * dim);
+            std::copy_n(residuals.data() + (token * rows.n_head() + first) * dim, width, of_set.data() + token * width);
         }
-        const auto of_readers = readers.empty() ? readers : readers.subspan(head * size, size);
-        const WeightedComponents components = find_weighted_components(of_head, of_readers, dim, tempering);
+        std::vector<double> of_readers(readers.empty() ? 0 : width * width);  // no reader meets two heads
+        for (size_t i = 0; !readers.empty() && i < width; ++i) {
+            const size_t head = i / dim;
+            std::copy_n(readers.data() + ((first + head) * dim + i % dim) * dim, dim, &of_readers[i * width + head * dim]);
+        }
+        const WeightedComponents components = find_weighted_components(of_set, of_readers, width, tempering);
         std::ranges::transform(components.basis, std::back_inserter(side.basis), float_to_half);
         side.variance.insert(side.variance.end(), components.variance.begin(), components.variance.end());
         noise += components.mean_weight * components.energy;
@@ -135,7 +152,7 @@ void learn(Job& job, const ModelInfo& model, const GgufFile& file, const TrainOp
     if (options.weighting != Weighting::kNone) {
         readers = job.is_k ? std::move(job.layer->query_moments) : output_moments(file, model, job.layer->layer);
     }
-    find_directions(rows, readers, options.weighting == Weighting::kFull ? kUntempered : Tempering(), job.side);
+    find_directions(rows, joint_heads(rows.n_head(), rows.dim(), options.joint_width), readers, options.weighting == Weighting::kFull ? kUntempered : Tempering(), job.side);
     rows.clear();
 }
 
@@ -355,6 +372,12 @@ void add_train_command(CLI::App& app) {
                      "them; tempered: by the square root of that, and none for nothing")
         ->transform(CLI::CheckedTransformer(weightings, CLI::ignore_case).description("none|tempered|full"))
         ->default_str("tempered");
+    command
+        ->add_option("--joint-width", options->joint_width,
+                     "The transform codes heads of a layer together, as many as have so many elements (1: each by "
+                     "itself)")
+        ->check(CLI::Range(size_t{1}, TransformFormat::kMaxDim))
+        ->capture_default_str();
     command->add_option("--seed", options->seed, "Seed of all random choices")->capture_default_str();
     command->callback([options] { train(*options); });
 }

@@ -72,21 +72,24 @@ std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
     if (side.basis.empty() && side.variance.empty()) {
         return {};
     }
-    const size_t dim = side.dim;
-    if (side.basis.size() != n_head_kv * dim * dim || side.variance.size() != n_head_kv * dim) {
+    const size_t width = side.width(), n_sets = n_head_kv / side.joint_heads;
+    if (side.basis.size() != n_sets * width * width || side.variance.size() != n_sets * width) {
         return "basis or variance have the wrong size";
     }
-    for (size_t head = 0; head < n_head_kv; ++head) {
+    const auto heads = [&](size_t set) {
+        return side.joint_heads == 1 ? fmt::format("head {}", set) : fmt::format("set {} of heads", set);
+    };
+    for (size_t set = 0; set < n_sets; ++set) {
         float previous = std::numeric_limits<float>::max();
-        for (size_t j = head * dim; j < (head + 1) * dim; ++j) {
+        for (size_t j = set * width; j < (set + 1) * width; ++j) {
             if (!(side.variance[j] >= 0.0F && side.variance[j] <= previous)) {
-                return fmt::format("the variance of head {} does not descend in finite numbers to 0 or more", head);
+                return fmt::format("the variance of {} does not descend in finite numbers to 0 or more", heads(set));
             }
             previous = side.variance[j];
         }
-        const auto basis = std::span(side.basis).subspan(head * dim * dim, dim * dim);
+        const auto basis = std::span(side.basis).subspan(set * width * width, width * width);
         if (!std::ranges::all_of(basis, [](uint16_t value) { return std::isfinite(half_to_float(value)); })) {
-            return fmt::format("the basis of head {} is not finite", head);
+            return fmt::format("the basis of {} is not finite", heads(set));
         }
     }
     return {};
@@ -94,10 +97,7 @@ std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
 
 /// What is wrong with one side of an artifact of latents; empty if nothing is.
 std::string find_latent_fault(const SideArtifact& side, uint32_t n_head_kv) {
-    if (side.joint_heads < 1 || n_head_kv % side.joint_heads != 0) {
-        return fmt::format("{} heads together, of {}", side.joint_heads, n_head_kv);
-    }
-    const size_t width = size_t{side.joint_heads} * side.dim;
+    const size_t width = side.width();
     if (side.rank < 1 || side.rank > width) {
         return fmt::format("rank {} is not in 1 to {}", side.rank, width);
     }
@@ -125,6 +125,9 @@ std::string find_latent_fault(const SideArtifact& side, uint32_t n_head_kv) {
 std::string find_fault(const SideArtifact& side, uint32_t n_head_kv, Artifact::Kind kind) {
     if (side.dim < 1 || side.dim > kMaxDim) {
         return fmt::format("dimension {} is not in 1 to {}", side.dim, kMaxDim);
+    }
+    if (side.joint_heads < 1 || n_head_kv % side.joint_heads != 0) {
+        return fmt::format("{} heads together, of {}", side.joint_heads, n_head_kv);
     }
     if (kind == Artifact::Kind::kLatent) {
         return find_latent_fault(side, n_head_kv);
@@ -220,13 +223,12 @@ void validate(const Artifact& artifact, const std::string& path) {
 
 void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact& side, std::string_view prefix) {
     const auto name = [&](std::string_view field) { return fmt::format("{}.{}", prefix, field); };
+    const uint64_t n_sets = layer.n_head_kv / side.joint_heads;
     writer.add_f32_tensor(tensor_name(layer.layer, name("mean")), std::array<uint64_t, 2>{side.dim, layer.n_head_kv},
                           side.mean);
     if (!side.directions.empty()) {
         writer.add_f16_tensor(tensor_name(layer.layer, name("directions")),
-                              std::array<uint64_t, 3>{uint64_t{side.joint_heads} * side.dim, side.rank,
-                                                      layer.n_head_kv / side.joint_heads},
-                              side.directions);
+                              std::array<uint64_t, 3>{side.width(), side.rank, n_sets}, side.directions);
         return;
     }
     writer.set_f32(layer_key(layer.layer, name("heldout_error")), side.heldout_error);
@@ -242,9 +244,9 @@ void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact
                           side.levels);
     if (!side.basis.empty()) {
         writer.add_f16_tensor(tensor_name(layer.layer, name("basis")),
-                              std::array<uint64_t, 3>{side.dim, side.dim, layer.n_head_kv}, side.basis);
+                              std::array<uint64_t, 3>{side.width(), side.width(), n_sets}, side.basis);
         writer.add_f32_tensor(tensor_name(layer.layer, name("variance")),
-                              std::array<uint64_t, 2>{side.dim, layer.n_head_kv}, side.variance);
+                              std::array<uint64_t, 2>{side.width(), n_sets}, side.variance);
     }
 }
 
@@ -400,9 +402,11 @@ class ArtifactReader {
         if (file_.find_tensor(name("basis")) != nullptr || file_.find_tensor(name("variance")) != nullptr) {
             const GgufTensor& basis = tensor(name("basis"), kGgmlF16, 3);
             const GgufTensor& variance = tensor(name("variance"), kGgmlF32, 2);
-            const uint64_t dim = side.dim, n_head_kv = layer.n_head_kv;
-            if (basis.dims != std::array<uint64_t, 4>{dim, dim, n_head_kv, 1} ||
-                variance.dims != std::array<uint64_t, 4>{dim, n_head_kv, 1, 1}) {
+            const uint64_t n_sets = basis.dims[2];
+            side.joint_heads = n_sets == 0 ? 0 : static_cast<uint32_t>(layer.n_head_kv / n_sets);
+            const uint64_t width = side.width();
+            if (side.joint_heads == 0 || basis.dims != std::array<uint64_t, 4>{width, width, n_sets, 1} ||
+                variance.dims != std::array<uint64_t, 4>{width, n_sets, 1, 1}) {
                 fail(fmt::format("{} or {} has the wrong shape; make it again", basis.name, variance.name));
             }
             side.basis = copy<uint16_t>(basis);

@@ -25,21 +25,23 @@ struct SideArtifact {
     /// Nats of KL divergence that the model's predictions lose for a loss of 1 on this side alone, by a measurement at
     /// a small one. 0: not measured.
     float sensitivity = 0.0F;
-    /// [n_head_kv, dim, dim] IEEE half precision: a vector without its mean (of K: before RoPE) is the sum over j of
-    /// y_j times row j of its head; rows are independent. Loss is the squared error of y over its energy. Training
+    /// KV heads whose vectors are coded together, side by side as one of width() elements.
+    uint32_t joint_heads = 1;
+    size_t width() const { return size_t{joint_heads} * dim; }
+    /// [n_head_kv / joint_heads, width(), width()] IEEE half precision: a vector without its mean (of K: before RoPE) is
+    /// the sum over j of y_j times row j; rows are independent. Loss is the squared error of y over its energy. Training
     /// chooses the directions so that loss is near to what the readers of the vectors, queries and the output
     /// projection, see of errors (find_weighted_components); with orthonormal rows it is the relative squared error of
     /// the vector. Empty: none, as in older artifacts.
     std::vector<uint16_t> basis;
-    /// [n_head_kv, dim] of y: descending, finite, >= 0. Empty with basis.
+    /// [n_head_kv / joint_heads, width()] of y: descending, finite, >= 0. Empty with basis.
     std::vector<float> variance;
     /// Loss for a relative squared error of 1 in the vectors that is alike in all directions.
     float loss_of_noise = 1.0F;
 
-    // Of artifacts of latents, which have none of the above but dim and mean.
-    uint32_t rank = 0;  ///< of the vectors of joint_heads heads side by side: at most joint_heads * dim
-    uint32_t joint_heads = 0;
-    /// [n_head_kv / joint_heads, rank, joint_heads * dim] IEEE half precision: orthonormal rows in order of weight.
+    // Of artifacts of latents, which have none of the above but dim, mean and joint_heads.
+    uint32_t rank = 0;  ///< 1 to width()
+    /// [n_head_kv / joint_heads, rank, width()] IEEE half precision: orthonormal rows in order of weight.
     /// Codes are of a vector without its mean (of K: before RoPE) projected on them.
     std::vector<uint16_t> directions;
 

@@ -149,6 +149,24 @@ class ArtifactTest : public testing::Test {
     std::string path_;
 };
 
+TEST_F(ArtifactTest, DirectionsOfJointHeadsRoundTripAndAreChecked) {
+    Artifact artifact = make_artifact();
+    for (LayerArtifact& layer : artifact.layers) {
+        layer.v.joint_heads = layer.n_head_kv;
+        layer.v.basis.assign(layer.v.width() * layer.v.width(), float_to_half(0.5F));
+        layer.v.variance.assign(layer.v.width(), 0.25F);
+    }
+    write_artifact(artifact, path_);
+    EXPECT_EQ(read_artifact(path_), artifact);
+    const auto refuse = [&](const std::function<void(SideArtifact&)>& damage, const std::string& why) {
+        expect_refused([&](Artifact& damaged) { damage(damaged.layers[0].v); }, why, artifact);
+    };
+    refuse([](SideArtifact& v) { v.joint_heads = 1; }, "wrong size");
+    refuse([](SideArtifact& v) { v.joint_heads = 3; }, "3 heads together, of 2");
+    refuse([](SideArtifact& v) { v.variance[3] = 1.0F; }, "the variance of set 0 of heads does not descend");
+    refuse([](SideArtifact& v) { v.basis[3] = 0x7C00; }, "the basis of set 0 of heads is not finite");
+}
+
 TEST_F(ArtifactTest, LatentsRoundTripAndAreChecked) {
     const Artifact artifact = make_latent_artifact();
     write_artifact(artifact, path_);
@@ -167,7 +185,7 @@ TEST_F(ArtifactTest, LatentsRoundTripAndAreChecked) {
     refuse([](SideArtifact& v) { v.mean[1] = std::numeric_limits<float>::infinity(); }, "mean is not finite");
     // One kind cannot stand for the other.
     expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kDictionary; }, "atoms", artifact);
-    expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kLatent; }, "heads together");
+    expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kLatent; }, "rank 0");
 }
 
 TEST_F(ArtifactTest, RoundTrip) {

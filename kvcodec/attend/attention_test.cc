@@ -71,7 +71,7 @@ std::shared_ptr<const Codec> baseline_codec(Side side, size_t dim, std::mt19937&
 }
 
 /// With the axes as directions, of less and less variance.
-std::shared_ptr<const Codec> transform_codec(size_t dim, size_t code_bytes, float decay, bool before_rope) {
+std::shared_ptr<const TransformCodec> transform_codec(size_t dim, size_t code_bytes, float decay, bool before_rope) {
     std::vector<float> basis(dim * dim);
     std::vector<float> variance(dim);
     for (size_t i = 0; i < dim; ++i) {
@@ -218,6 +218,12 @@ class Case {
                 const float decay = 1.0F - 0.02F * static_cast<float>(head + 1);
                 codecs.k_heads.push_back(transform_codec(shape_.dim_k, code_bytes, decay, true));
                 codecs.v_heads.push_back(transform_codec(shape_.dim_v, shape_.dim_v / 4, decay, false));
+            }
+            if (shape_.n_head_kv % 2 == 0 && shape_.dim_v <= 256) {  // values of two heads together
+                const auto two = transform_codec(2 * shape_.dim_v, shape_.dim_v / 2, 0.98F, false);
+                for (size_t head = 0; head < shape_.n_head_kv; ++head) {
+                    codecs.v_heads[head] = std::make_shared<const TransformHead>(two, head % 2, 2);
+                }
             }
             codecs.v = codecs.v_heads[0];
             codecs.k = codecs.k_heads[0];

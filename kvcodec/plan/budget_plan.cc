@@ -48,12 +48,12 @@ bool takes_transform(const Artifact& artifact, const Options& options, double bu
 }
 
 // Share of the variance of all heads that transform codes of each size lose, from kFewestTransformBytes on.
-std::vector<double> transform_losses(const SideArtifact& side, size_t n_heads) {
-    const size_t most = TransformCodec::max_code_bytes(side.dim);
-    std::vector<double> losses(most + 1 - kFewestTransformBytes);
+std::vector<double> transform_losses(const SideArtifact& side) {
+    const size_t width = side.width();
+    std::vector<double> losses(TransformCodec::max_code_bytes(width) + 1 - kFewestTransformBytes);
     double total = 0;
-    for (size_t head = 0; head < n_heads; ++head) {
-        const std::span<const float> variance = std::span(side.variance).subspan(head * side.dim, side.dim);
+    for (size_t first = 0; first < side.variance.size(); first += width) {
+        const std::span<const float> variance = std::span(side.variance).subspan(first, width);
         const double energy = std::accumulate(variance.begin(), variance.end(), 0.0);
         total += energy;
         for (size_t i = 0; i < losses.size(); ++i) {
@@ -67,7 +67,7 @@ std::vector<double> transform_losses(const SideArtifact& side, size_t n_heads) {
 }
 
 bool suits_transform(const SideArtifact& side) {
-    return side.dim % 16 == 0 && side.dim <= TransformFormat::kMaxDim;
+    return side.dim % 16 == 0 && side.width() <= TransformFormat::kMaxDim;
 }
 
 // One side of one layer: all that it may be coded by.
@@ -82,16 +82,16 @@ struct Side {
         std::vector<SidePlan> plans;
         for (const uint32_t candidate : ScalarCodec::kBits) {
             if (scalar && candidate == bits.value_or(candidate)) {
-                plans.push_back({candidate, ScalarCodec::bytes_of(artifact->dim, candidate),
+                plans.push_back({candidate, ScalarCodec::bytes_of(artifact->dim, candidate), n_heads,
                                  ScalarCodec::expected_loss(candidate) * artifact->loss_of_noise});
             }
         }
         if (transform) {
-            const std::vector<double> losses = transform_losses(*artifact, n_heads);
+            const std::vector<double> losses = transform_losses(*artifact);
             for (size_t i = 0; i < losses.size(); ++i) {
                 const size_t code_bytes = kFewestTransformBytes + i;
-                if (!bits || code_bytes == ScalarCodec::bytes_of(artifact->dim, *bits)) {
-                    plans.push_back({std::nullopt, code_bytes, losses[i]});
+                if (!bits || code_bytes == ScalarCodec::bytes_of(artifact->width(), *bits)) {
+                    plans.push_back({std::nullopt, code_bytes, n_heads / artifact->joint_heads, losses[i]});
                 }
             }
         }
@@ -131,7 +131,7 @@ size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, La
         for (const SideArtifact* side : {&layer.k, &layer.v}) {
             bytes += (side->mean.size() + side->directions.size()) * sizeof(float);
             if (planned != plan.end() && !(side == &layer.k ? planned->second.k : planned->second.v).scalar_bits) {
-                bytes += 2 * layer.n_head_kv * side->dim * side->dim * sizeof(int16_t);  // there and back
+                bytes += 2 * layer.n_head_kv * side->dim * side->width() * sizeof(int16_t);  // there and back
             }
         }
     }
@@ -177,7 +177,7 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
             for (const SidePlan& plan : plans.back()) {
                 const double bias = plan.scalar_bits && choice.transform ? kScalarBias : 1.0;
                 all.push_back(
-                    {plan.code_bytes * layer.n_head_kv, plan.loss * bias * (measured ? side->sensitivity : 1.0)});
+                    {plan.bytes(), plan.loss * bias * (measured ? side->sensitivity : 1.0)});
             }
             f16_bytes += side->dim * layer.n_head_kv * sizeof(uint16_t);
         }

@@ -15,8 +15,11 @@ namespace kvcodec {
 /// How one side of a layer is coded.
 struct SidePlan {
     std::optional<uint32_t> scalar_bits;  ///< by the scalar codec; nothing: by the transform
-    size_t code_bytes = 0;                ///< of one head's vector
+    size_t code_bytes = 0;                ///< of one code
+    size_t n_codes = 0;                   ///< of a token: one for each head, or for each set of joint heads
     double loss = 0;                      ///< expected; see SideArtifact::basis
+
+    size_t bytes() const { return n_codes * code_bytes; }
 };
 
 struct LayerPlan {

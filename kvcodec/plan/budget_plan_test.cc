@@ -148,6 +148,22 @@ TEST(BudgetPlan, HeadsThatTheTransformCannotCodeStayScalar) {
     EXPECT_TRUE(plan.at(0).k.scalar_bits);
 }
 
+TEST(BudgetPlan, JointHeadsShareACode) {
+    Artifact joint = artifact({{side(0.99, 1), side(0.99, 1)}});
+    for (SideArtifact* of : {&joint.layers[0].k, &joint.layers[0].v}) {
+        of->joint_heads = kHeads;
+    }
+    const LayerPlan plan = plan_budget(joint, parse_options("codec=transform,bits_k=2"), 0.15).at(0);
+    EXPECT_EQ(plan.k.n_codes, 1U);
+    EXPECT_EQ(plan.k.code_bytes, kHeads * kDim * 2 / 8 + 1);
+    EXPECT_LE(plan.k.bytes() + plan.v.bytes(), static_cast<size_t>(0.15 * 2 * kHeads * kDim * 2));
+    const LayerPlan scalar = plan_budget(joint, parse_options("codec=scalar"), 0.2).at(0);
+    EXPECT_EQ(scalar.k.n_codes, kHeads);
+    EXPECT_EQ(scalar.k.bytes(), kHeads * scalar.k.code_bytes);
+    EXPECT_EQ(planned_fixed_bytes(joint, {{0, {{std::nullopt, 49, 1}, {3, 25, kHeads}}}}),
+              2 * kHeads * kDim * kHeads * kDim * sizeof(int16_t));
+}
+
 TEST(BudgetPlan, LatentsGetTheMostBitsThatFit) {
     SideArtifact half;  // half of the full rank, all heads together
     half.dim = kDim;

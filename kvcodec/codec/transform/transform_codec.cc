@@ -116,11 +116,11 @@ void unpack_levels(const TransformFormat& format, const uint8_t* code, int16_t* 
     }
 }
 
-/// x [kRows, dim] of elements [0, kVectors * Lanes): levels [kRows, n_active] times the synthesis.
+/// x [kRows, stride] of elements [0, kVectors * Lanes): levels [kRows, n_active] times the synthesis.
 template <size_t kRows, size_t kVectors, class D>
 HWY_INLINE void synthesise_tile(D d, const TransformFormat& format, const int16_t* HWY_RESTRICT levels,
                                 const int16_t* HWY_RESTRICT synthesis, const float* HWY_RESTRICT scale,
-                                float* HWY_RESTRICT x) {
+                                float* HWY_RESTRICT x, size_t stride) {
     const hn::Rebind<int32_t, D> sums;
     const hn::Repartition<int16_t, D> shorts;
     const size_t width = hn::Lanes(d);
@@ -155,24 +155,25 @@ HWY_INLINE void synthesise_tile(D d, const TransformFormat& format, const int16_
         const auto factor = hn::Set(d, scale[r]);
         for (size_t v = 0; v < kVectors; ++v) {
             const auto total = hn::ConvertTo(d, hn::RearrangeToOddPlusEven(sum[r][v], rest[r][v]));
-            hn::StoreU(hn::Mul(factor, total), d, x + r * format.dim + v * width);
+            hn::StoreU(hn::Mul(factor, total), d, x + r * stride + v * width);
         }
     }
 }
 
+/// Elements [first, first + kVectors * Lanes) of the vector to x [n, stride].
 template <size_t kVectors, class D>
 HWY_INLINE void synthesise_columns(D d, const TransformFormat& format, const int16_t* levels, const float* scale,
-                                   size_t n, size_t first, float* x) {
+                                   size_t n, size_t first, float* x, size_t stride) {
     constexpr size_t kTall = 4;
     const int16_t* synthesis = format.synthesis.data() + 2 * first;
     size_t row = 0;
     for (; row + kTall <= n; row += kTall) {
         synthesise_tile<kTall, kVectors>(d, format, levels + row * format.n_active, synthesis, scale + row,
-                                         x + row * format.dim + first);
+                                         x + row * stride, stride);
     }
     for (; row < n; ++row) {
         synthesise_tile<1, kVectors>(d, format, levels + row * format.n_active, synthesis, scale + row,
-                                     x + row * format.dim + first);
+                                     x + row * stride, stride);
     }
 }
 
@@ -195,8 +196,8 @@ void unpack_rows(const TransformFormat& format, const uint8_t* codes, std::span<
     }
 }
 
-/// n <= kChunk rows.
-void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, float* x) {
+/// Elements [begin, begin + size) of n <= kChunk rows.
+void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, size_t begin, size_t size, float* x) {
     HWY_ALIGN int16_t levels[kChunk * kMaxDim];
     HWY_ALIGN float scale[kChunk];
     for (size_t row = 0; row < n; ++row) {
@@ -207,11 +208,11 @@ void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, 
     const hn::CappedTag<float, 16> wide;
     const hn::CappedTag<float, 8> narrow;
     size_t i = 0;
-    for (; i + 2 * hn::Lanes(wide) <= format.dim; i += 2 * hn::Lanes(wide)) {
-        synthesise_columns<2>(wide, format, levels, scale, n, i, x);
+    for (; i + 2 * hn::Lanes(wide) <= size; i += 2 * hn::Lanes(wide)) {
+        synthesise_columns<2>(wide, format, levels, scale, n, begin + i, x + i, size);
     }
-    for (; i < format.dim; i += 2 * hn::Lanes(narrow)) {
-        synthesise_columns<2>(narrow, format, levels, scale, n, i, x);
+    for (; i < size; i += 2 * hn::Lanes(narrow)) {
+        synthesise_columns<2>(narrow, format, levels, scale, n, begin + i, x + i, size);
     }
 }
 
@@ -462,22 +463,24 @@ void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
     }
 }
 
-void TransformCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
+void TransformCodec::decode_part(const std::byte* codes, size_t first, size_t n, Part part, float* x) const {
     const auto* code = reinterpret_cast<const uint8_t*>(codes) + first * format_.code_bytes;
     for (size_t begin = 0; begin < n; begin += kChunk) {
         HWY_DYNAMIC_DISPATCH(decode_rows)
-        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin), x + begin * format_.dim);
+        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin), part.begin, part.size,
+         x + begin * part.size);
     }
 }
 
-void TransformCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
-    const std::vector<float> matrix = expansion(format_, 0, format_.dim);
+void TransformCodec::prepare_part(const float* q, size_t lanes, size_t begin, size_t end, Part part,
+                                  float* table) const {
+    const std::vector<float> matrix = expansion(format_, part.begin, part.begin + part.size);
     for (size_t j = begin; j < end; ++j) {
         float* row = table + j * lanes;
         std::fill_n(row, lanes, 0.0F);
-        for (size_t i = 0; j < format_.n_active && i < format_.dim; ++i) {
+        for (size_t i = 0; j < format_.n_active && i < part.size; ++i) {
             for (size_t lane = 0; lane < lanes; ++lane) {
-                row[lane] += matrix[i * format_.n_active + j] * q[lane * format_.dim + i];
+                row[lane] += matrix[i * format_.n_active + j] * q[lane * part.size + i];
             }
         }
     }
@@ -503,15 +506,28 @@ void TransformCodec::accumulate(const float* p, size_t lanes, const std::byte* c
     }
 }
 
-void TransformCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
-    const std::vector<float> matrix = expansion(format_, begin, end);
+void TransformCodec::finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part,
+                                 float* out) const {
+    const std::vector<float> matrix = expansion(format_, part.begin + begin, part.begin + end);
     std::vector<float> expanded((end - begin) * lanes);
     gemm_scores(matrix.data(), end - begin, format_.n_active, acc, lanes, expanded.data());
     for (size_t i = begin; i < end; ++i) {
         for (size_t lane = 0; lane < lanes; ++lane) {
-            out[lane * format_.dim + i] += expanded[(i - begin) * lanes + lane];
+            out[lane * part.size + i] += expanded[(i - begin) * lanes + lane];
         }
     }
+}
+
+TransformHead::TransformHead(std::shared_ptr<const TransformCodec> all, size_t head, size_t n_heads)
+    : all_(std::move(all)), part_{head * all_->dim() / n_heads, all_->dim() / n_heads}, n_heads_(n_heads) {
+    if (n_heads * part_.size != all_->dim() || head >= n_heads || part_.size % 16 != 0) {
+        throw Error("a transform of " + std::to_string(all_->dim()) + " elements has no " + std::to_string(n_heads) +
+                    " heads of a multiple of 16");
+    }
+}
+
+std::string TransformHead::describe() const {
+    return fmt::format("{} of {} heads together", all_->describe(), n_heads_);
 }
 
 }  // namespace kvcodec

@@ -4,6 +4,7 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 #include <span>
 #include <string>
 #include <vector>
@@ -77,13 +78,29 @@ class TransformCodec final : public Codec {
     size_t nonzeros() const override { return space(); }
 
     void encode(const float* x, size_t n, std::byte* codes) const override;
-    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
-    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
+    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override {
+        decode_part(codes, first, n, {0, dim()}, x);
+    }
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override {
+        prepare_part(q, lanes, begin, end, {0, dim()}, table);
+    }
     void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                float* s) const override;
     void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                     float* acc) const override;
-    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override {
+        finish_part(acc, lanes, begin, end, {0, dim()}, out);
+    }
+
+    /// Some elements of the vectors, a multiple of 16. x, q and out hold no others: [.., size].
+    struct Part {
+        size_t begin;
+        size_t size;
+    };
+    void decode_part(const std::byte* codes, size_t first, size_t n, Part part, float* x) const;
+    void prepare_part(const float* q, size_t lanes, size_t begin, size_t end, Part part, float* table) const;
+    /// begin and end: within the part.
+    void finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part, float* out) const;
 
   private:
     TransformFormat format_;
@@ -91,6 +108,47 @@ class TransformCodec final : public Codec {
     TrellisEncoder trellis_;
     Expected expected_;
     bool before_rope_;
+};
+
+/// One head's view of a transform of several heads, whose vectors are coded side by side as one: what heads have in
+/// common is stored once.
+class TransformHead final : public Codec {
+  public:
+    /// all: of vectors of all n_heads heads, of a multiple of 16 each; else Error.
+    TransformHead(std::shared_ptr<const TransformCodec> all, size_t head, size_t n_heads);
+
+    std::string describe() const override;
+    size_t dim() const override { return part_.size; }
+    size_t code_bytes() const override { return all_->code_bytes(); }
+    size_t fixed_bytes() const override { return all_->fixed_bytes() / n_heads_; }
+    size_t joint_heads() const override { return n_heads_; }
+    bool before_rope() const override { return all_->before_rope(); }
+    size_t space() const override { return all_->space(); }
+    size_t nonzeros() const override { return all_->nonzeros(); }
+
+    void encode(const float* x, size_t n, std::byte* codes) const override { all_->encode(x, n, codes); }
+    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override {
+        all_->decode_part(codes, first, n, part_, x);
+    }
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override {
+        all_->prepare_part(q, lanes, begin, end, part_, table);
+    }
+    void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+               float* s) const override {
+        all_->score(table, lanes, codes, rows, s);
+    }
+    void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                    float* acc) const override {
+        all_->accumulate(p, lanes, codes, rows, acc);
+    }
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override {
+        all_->finish_part(acc, lanes, begin, end, part_, out);
+    }
+
+  private:
+    std::shared_ptr<const TransformCodec> all_;
+    TransformCodec::Part part_;
+    size_t n_heads_;
 };
 
 }  // namespace kvcodec

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <memory>
 #include <numeric>
 #include <random>
 #include <string>
@@ -275,6 +276,64 @@ TEST_P(TransformCodecTest, CodeSpaceAgreesWithDecodedRows) {
             }
         }
     }
+}
+
+/// Heads of a joint transform: each reads its part of what the whole codec reads.
+TEST_P(TransformCodecTest, HeadsArePartsOfTheWhole) {
+    const size_t dim = GetParam(), n_heads = dim <= 128 ? 3 : 2, width = n_heads * dim;
+    Source source(width, 0.98, 17);
+    std::normal_distribution<float> normal;
+    const size_t n = 40;
+    for (const size_t code_bytes : {width / 16, width / 5, width / 3}) {
+        const auto all = std::make_shared<const TransformCodec>(source.basis, source.variance, code_bytes, false);
+        const std::vector<float> x = source.draw(n);
+        const std::vector<std::byte> codes = encode(*all, x);
+        std::vector<uint16_t> rows(n);
+        std::iota(rows.begin(), rows.end(), uint16_t{0});
+        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+            hwy::SetSupportedTargetsForTest(target);
+            const std::vector<float> whole = decode(*all, codes, n);
+            for (size_t head = 0; head < n_heads; ++head) {
+                const TransformHead codec(all, head, n_heads);
+                ASSERT_EQ(codec.dim(), dim);
+                ASSERT_EQ(codec.joint_heads(), n_heads);
+                ASSERT_EQ(codec.code_bytes(), code_bytes);
+                const std::vector<float> part = decode(codec, codes, n);
+                for (size_t row = 0; row < n; ++row) {
+                    ASSERT_EQ(squared_distance(&part[row * dim], &whole[row * width + head * dim], dim), 0.0);
+                }
+                constexpr size_t kLanes = 4;
+                std::vector<float> q(kLanes * dim), p(n * kLanes);
+                std::ranges::generate(q, [&] { return normal(source.rng); });
+                std::ranges::generate(p, [&] { return normal(source.rng); });
+                std::vector<float> table(width * kLanes), s(n * kLanes), acc(width * kLanes), out(kLanes * dim, 0.5F);
+                codec.prepare(q.data(), kLanes, 0, 32, table.data());
+                codec.prepare(q.data(), kLanes, 32, width, table.data());
+                codec.score(table.data(), kLanes, codes.data(), rows, s.data());
+                codec.accumulate(p.data(), kLanes, codes.data(), rows, acc.data());
+                codec.finish(acc.data(), kLanes, 0, 16, out.data());
+                codec.finish(acc.data(), kLanes, 16, dim, out.data());
+                for (size_t lane = 0; lane < kLanes; ++lane) {
+                    std::vector<double> sum(dim, 0.5);
+                    for (size_t row = 0; row < n; ++row) {
+                        const float* y = &part[row * dim];
+                        const double product = std::inner_product(y, y + dim, &q[lane * dim], 0.0);
+                        ASSERT_NEAR(s[row * kLanes + lane], product, 3e-4 * (1 + std::abs(product)));
+                        for (size_t i = 0; i < dim; ++i) {
+                            sum[i] += double{p[row * kLanes + lane]} * double{y[i]};
+                        }
+                    }
+                    for (size_t i = 0; i < dim; ++i) {
+                        ASSERT_NEAR(out[lane * dim + i], sum[i], 2e-3);
+                    }
+                }
+            }
+        }
+    }
+    const auto all = std::make_shared<const TransformCodec>(source.basis, source.variance, width / 4, false);
+    EXPECT_THROW(TransformHead(all, n_heads, n_heads), Error);
+    EXPECT_THROW(TransformHead(all, 0, 7), Error);
 }
 
 INSTANTIATE_TEST_SUITE_P(Sizes, TransformCodecTest, testing::Values(64, 80, 96, 128, 256));

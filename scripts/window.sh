@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Prints what a token of the window is worth as a Markdown table: the same bytes at 4096 tokens spent on codes or on the
+# window (live mode). Windows are those that make totals equal, each with the rate that its budget comes to.
+#     scripts/window.sh MODEL.gguf TEXT.txt ARTIFACT [CHUNKS=2]
+# THREADS: all by default.
+source "$(dirname "$0")/common.sh"
+
+[[ $# -ge 3 ]] || die "usage: scripts/window.sh MODEL.gguf TEXT.txt ARTIFACT [CHUNKS]"
+model=$1 text=$2 artifact=$3 chunks=${4:-2}
+kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/kvcodec}"
+for file in "$model" "$text" "$artifact" "$kvcodec"; do
+    [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
+done
+caches=
+for codec in dictionary:20%:64 dictionary:15%:317 dictionary:12.5%:386 dictionary:10%:544 \
+    transform:20%:64 transform:15%:301 transform:12.5%:409 transform:10%:512; do
+    IFS=: read -r name budget window <<< "$codec"
+    caches+="${caches:+,}kvcodec:codec=$name:budget=$budget:window=$window"
+done
+"$kvcodec" eval -m "$model" -a "$artifact" --suite kld --mode live --text "$text" --ctx-size 4096 --chunks "$chunks" \
+    --together 8 --threads "${THREADS:-$(nproc)}" --cache "$caches"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What weighting the transform's directions by their readers is worth in KL divergence: the last table of
-# docs/results/codes.md. A quarter of an hour on one core.
+# What weighting the transform's directions by their readers is worth in KL divergence, and coding heads together: the last
+# table of docs/results/codes.md. Twenty minutes on one core.
 #     scripts/weighting.sh MODEL.gguf TEXT.txt
 # THREADS: all by default.
 source "$(dirname "$0")/common.sh"
@@ -11,11 +11,17 @@ kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/k
 work="$(mktemp -d)"
 trap 'rm -rf "$work"' EXIT
 artifacts=()
-for weighting in none full tempered; do
+# make NAME ARGUMENTS...
+make() {
+    local name=$1
+    shift
     # Dictionaries are not used here: rows of the text do.
-    "$kvcodec" train -m "$model" -o "$work/$weighting.kvc.gguf" --weighting $weighting --atoms 64 --sweeps 0 \
-        --threads "$threads" >&2
-    artifacts+=(-a "$work/$weighting.kvc.gguf")
-done
+    "$kvcodec" train -m "$model" -o "$work/$name" --atoms 64 --sweeps 0 --threads "$threads" "$@" >&2
+    artifacts+=(-a "$work/$name")
+}
+make none --weighting none
+make full --weighting full
+make tempered
+make tempered-together --joint-width 256
 "$kvcodec" eval -m "$model" "${artifacts[@]}" --threads "$threads" --suite kld --text "$text" --ctx-size 512 --chunks 8 \
-    --together 9 --cache "$(for budget in 20% 12.5% 8%; do printf 'kvcodec:codec=transform:budget=%s:sinks=4,' $budget; done | sed 's/,$//')"
+    --together 12 --cache "$(for budget in 20% 12.5% 8%; do printf 'kvcodec:codec=transform:budget=%s:sinks=4,' $budget; done | sed 's/,$//')"

@@ -86,6 +86,11 @@ bool has_nonzero(const std::vector<float>& values) {
     return std::any_of(values.begin(), values.end(), [](float value) { return value != 0; });
 }
 
+// Whether what an artifact calls the mean is the model's own bias, as in low ranks of the weights.
+bool is_mean_of(const std::vector<float>& mean, const std::vector<float>& bias) {
+    return mean == bias || (bias.empty() && !has_nonzero(mean));
+}
+
 }  // namespace
 
 CodecChoice::CodecChoice(const Options& options) : options_(options), budget_(options.budget.value_or(kDefaultBudget)) {
@@ -428,7 +433,8 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         choice.fixed_bytes = bytes_of(*codecs.k, codecs.k_heads) + bytes_of(*codecs.v, codecs.v_heads) +
                              codecs.k_mean.bytes() +
                              (codecs.k_plain_mean.size() + codecs.v_mean.size()) * sizeof(float);
-        choice.trained = trained != nullptr;
+        choice.trained = trained != nullptr && !(is_mean_of(trained->k.mean, facts.k_origin.bias) &&
+                                                 is_mean_of(trained->v.mean, facts.v_origin.bias));
         choice.codecs = std::move(codecs);
         return choice;
     } catch (const Error& error) {

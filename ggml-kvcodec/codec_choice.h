@@ -52,7 +52,7 @@ class CodecChoice {
         std::string reason;
         float expected_error_k = 0;
         float expected_error_v = 0;
-        bool trained = false;                                ///< means come from an artifact
+        bool trained = false;                                ///< means come from an artifact, not from the model
         size_t fixed_bytes = 0;                              ///< of codecs and means
         std::optional<double> salient_share = std::nullopt;  ///< of rows, for codecs of mixed precision
     };

@@ -29,10 +29,10 @@ build/release/tools/kvcodec_dictionary_study "$model" 6144 docs/results "${TABLE
     hindi="$data/pud-hindi.txt" chinese="$data/pud-chinese.txt"
 
 # KL divergence: own text, English Wikipedia, code.
-[[ -f $work/own.kvc.gguf ]] || "$kvcodec" train -m "$model" -o "$work/own.kvc.gguf" --sensitivity-tokens 0 >&2
+[[ -f $work/own.kvc.gguf ]] || "$kvcodec" train -m "$model" -o "$work/own.kvc.gguf" --sensitivity none >&2
 [[ -f $work/wikipedia.kvc.gguf ]] || "$kvcodec" train -m "$model" -o "$work/wikipedia.kvc.gguf" \
-    --sensitivity-tokens 0 --text "$data/wiki-train.txt" >&2
-[[ -f $work/code.kvc.gguf ]] || "$kvcodec" train -m "$model" -o "$work/code.kvc.gguf" --sensitivity-tokens 0 \
+    --sensitivity none --text "$data/wiki-train.txt" >&2
+[[ -f $work/code.kvc.gguf ]] || "$kvcodec" train -m "$model" -o "$work/code.kvc.gguf" --sensitivity none \
     --text "$work/code.txt" >&2
 "$kvcodec" eval -m "$model" -a "$work/own.kvc.gguf" -a "$work/wikipedia.kvc.gguf" -a "$work/code.kvc.gguf" --suite kld \
     --threads "${THREADS:-$(nproc)}" --ctx-size 512 --chunks 4 --together 6 --json "$work/kld.json" \

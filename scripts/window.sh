@@ -12,8 +12,7 @@ for file in "$model" "$text" "$artifact" "$kvcodec"; do
     [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
 done
 caches=
-for codec in dictionary:20%:64 dictionary:15%:317 dictionary:12.5%:386 dictionary:10%:544 \
-    transform:20%:64 transform:15%:301 transform:12.5%:409 transform:10%:512; do
+for codec in dictionary:20%:64 dictionary:15%:317 dictionary:12.5%:386 transform:20%:64 transform:15%:301; do
     IFS=: read -r name budget window <<< "$codec"
     caches+="${caches:+,}kvcodec:codec=$name:budget=$budget:window=$window"
 done

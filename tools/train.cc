@@ -29,6 +29,7 @@
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
 #include "kvcodec/learn/dictionary_learning.h"
+#include "kvcodec/learn/low_rank.h"
 #include "kvcodec/learn/principal_components.h"
 #include "tools/commands.h"
 #include "tools/harvest.h"
@@ -46,6 +47,13 @@ namespace {
 /// How much directions count by what reads them.
 enum class Weighting : uint8_t { kNone, kTempered, kFull };
 
+/// How budgets are to be shared out between layers and sides.
+enum class Sensitivity : uint8_t {
+    kMeasured,   ///< by what predictions lose
+    kCondition,  ///< by cumulative condition numbers of the projections, LoRC's rule for ranks
+    kNone,       ///< alike
+};
+
 struct TrainOptions {
     std::string model;
     std::string output;
@@ -58,6 +66,7 @@ struct TrainOptions {
     float learning_rate = LearnOptions().learning_rate;
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     size_t ctx_size = 512;
+    Sensitivity sensitivity = Sensitivity::kMeasured;
     size_t sensitivity_tokens = 128;
     Weighting weighting = Weighting::kTempered;
     size_t joint_width = 1;
@@ -115,7 +124,8 @@ void find_directions(const HarvestedRows& rows, size_t n_joint, std::span<const 
         std::vector<double> of_readers(readers.empty() ? 0 : width * width);  // no reader meets two heads
         for (size_t i = 0; !readers.empty() && i < width; ++i) {
             const size_t head = i / dim;
-            std::copy_n(readers.data() + ((first + head) * dim + i % dim) * dim, dim, &of_readers[i * width + head * dim]);
+            std::copy_n(readers.data() + ((first + head) * dim + i % dim) * dim, dim,
+                        &of_readers[i * width + head * dim]);
         }
         const WeightedComponents components = find_weighted_components(of_set, of_readers, width, tempering);
         std::ranges::transform(components.basis, std::back_inserter(side.basis), float_to_half);
@@ -152,7 +162,8 @@ void learn(Job& job, const ModelInfo& model, const GgufFile& file, const TrainOp
     if (options.weighting != Weighting::kNone) {
         readers = job.is_k ? std::move(job.layer->query_moments) : output_moments(file, model, job.layer->layer);
     }
-    find_directions(rows, joint_heads(rows.n_head(), rows.dim(), options.joint_width), readers, options.weighting == Weighting::kFull ? kUntempered : Tempering(), job.side);
+    find_directions(rows, joint_heads(rows.n_head(), rows.dim(), options.joint_width), readers,
+                    options.weighting == Weighting::kFull ? kUntempered : Tempering(), job.side);
     rows.clear();
 }
 
@@ -243,6 +254,26 @@ Harvest harvest_rows(const ModelInfo& model, const TrainOptions& options) {
     return harvest;
 }
 
+/// A prior from the weights alone: sensitivities that fall from layer to layer as LoRC's ranks do.
+void add_condition_prior(Artifact& artifact, const ModelInfo& model) {
+    const GgufFile file(model.path);
+    std::vector<double> log_conditions;
+    for (const LayerArtifact& layer : artifact.layers) {
+        const auto k = log_condition(find_projection(file, model, layer.layer, true));
+        const auto v = log_condition(find_projection(file, model, layer.layer, false));
+        if (!k || !v) {
+            throw Error(fmt::format("the K and V projections of layer {} cannot be read; take --sensitivity measured",
+                                    layer.layer));
+        }
+        log_conditions.push_back(*k + *v);
+    }
+    constexpr double kMean = 0.5, kSteepness = 0.5;  // the last layer counts half as much as the first
+    const std::vector<double> shares = progressive_shares(log_conditions, kMean, kSteepness);
+    for (size_t i = 0; i < shares.size(); ++i) {
+        artifact.layers[i].k.sensitivity = artifact.layers[i].v.sensitivity = static_cast<float>(shares[i]);
+    }
+}
+
 /// Adds to the artifact what plan_budget() goes by. It is of use without: nothing here is an error.
 void add_sensitivity(Artifact& artifact, const Harvest& harvest, const TrainOptions& options) {
     SensitivityOptions measurement{options.model, {}, options.output, {}, options.n_threads, {}};
@@ -276,7 +307,7 @@ void print_errors(const Artifact& artifact) {
     double k_sum = 0.0, v_sum = 0.0;
     const bool measured = artifact.layers.front().k.sensitivity > 0;
     fmt::print("Held-out error at s={}, ||x - x̂|| / ||x|| without the mean{}\nlayer       K       V{}\n",
-               artifact.training_sparsity, measured ? "; sensitivity: KL divergence for a loss of 1" : "",
+               artifact.training_sparsity, measured ? "; sensitivity: what a loss of 1 counts" : "",
                measured ? "  sensitivity: K       V" : "");
     for (const LayerArtifact& layer : artifact.layers) {
         fmt::print("{:5}  {:6.3f}  {:6.3f}{}\n", layer.layer, layer.k.heldout_error, layer.v.heldout_error,
@@ -313,8 +344,13 @@ void train(TrainOptions options) {
     if (artifact.layers.empty()) {
         throw Error(fmt::format("no layer of {} can be coded; nothing was written", options.model));
     }
+    if (options.sensitivity == Sensitivity::kCondition) {
+        add_condition_prior(artifact, model);
+    }
     write_artifact(artifact, options.output);
-    add_sensitivity(artifact, harvest, options);
+    if (options.sensitivity == Sensitivity::kMeasured) {
+        add_sensitivity(artifact, harvest, options);
+    }
     print_errors(artifact);
     if (InterruptGuard::interrupted()) {
         fmt::print(stderr,
@@ -359,10 +395,18 @@ void add_train_command(CLI::App& app) {
     command->add_option("--ctx-size", options->ctx_size, "Tokens of a training sequence")
         ->check(CLI::Range(32, 1 << 20))
         ->capture_default_str();
+    const std::map<std::string, Sensitivity> sensitivities = {
+        {"measured", Sensitivity::kMeasured}, {"condition", Sensitivity::kCondition}, {"none", Sensitivity::kNone}};
+    command
+        ->add_option("--sensitivity", options->sensitivity,
+                     "How budgets are shared out between layers and sides: by measurement, by cumulative condition "
+                     "numbers of the projections (LoRC), or alike")
+        ->transform(CLI::CheckedTransformer(sensitivities, CLI::ignore_case).description("measured|condition|none"))
+        ->default_str("measured");
     command
         ->add_option("--sensitivity-tokens", options->sensitivity_tokens,
-                     "Tokens to measure with how much errors in each layer matter; 0: do not")
-        ->check(CLI::Range(0, 1 << 20))
+                     "Tokens to measure with how much errors in each layer matter")
+        ->check(CLI::Range(32, 1 << 20))
         ->capture_default_str();
     const std::map<std::string, Weighting> weightings = {
         {"none", Weighting::kNone}, {"tempered", Weighting::kTempered}, {"full", Weighting::kFull}};

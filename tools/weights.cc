@@ -4,8 +4,10 @@
 #include <ggml.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 
+#include "kvcodec/learn/low_rank.h"
 #include "kvcodec/learn/principal_components.h"
 
 namespace kvcodec {
@@ -50,6 +52,17 @@ Projection find_projection(const GgufFile& file, const ModelInfo& model, uint32_
     }
     found.n_columns = static_cast<size_t>(found.tensor->dims[0]);
     return found;
+}
+
+std::optional<double> log_condition(const Projection& projection) {
+    if (projection.tensor == nullptr) {
+        return std::nullopt;
+    }
+    const auto weights = read_rows(*projection.tensor, projection.first_row, projection.n_rows);
+    if (!weights) {
+        return std::nullopt;
+    }
+    return std::log(left_singular(*weights, projection.n_rows, projection.n_columns).condition());
 }
 
 std::vector<double> output_moments(const GgufFile& file, const ModelInfo& model, uint32_t layer) {

@@ -27,6 +27,10 @@ struct Projection {
 /// blk.N.attn_k or attn_v, or their part of attn_qkv.
 Projection find_projection(const GgufFile& file, const ModelInfo& model, uint32_t layer, bool is_k);
 
+/// Natural logarithm of a projection's condition number, the largest over the smallest singular value; nothing if its
+/// weights cannot be read.
+std::optional<double> log_condition(const Projection& projection);
+
 /// Means of w w^T over the rows w of the output projection, for the values of each KV head that they meet:
 /// [n_head_kv, head_dim_v, head_dim_v]. Empty if the model has no such tensor in the usual place, shape and a type that
 /// ggml can read.

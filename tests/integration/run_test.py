@@ -33,6 +33,26 @@ class Run(unittest.TestCase):
         self.assertLessEqual(load.rate_percent, 20.0)
         self.assertGreater(host.EndLine(result).coded, 0)
 
+    def test_heads_coded_together(self):
+        artifact = host.WORK / "together.kvc.gguf"
+        result = host.kvcodec(
+            "train", "-m", host.MODEL, "-o", artifact, "--tokens", 2048, "--atoms", 64, "--sweeps", 0,
+            "--joint-width", 256, "--sensitivity", "condition", "--threads", 2,
+        )  # fmt: skip
+        self.assertEqual(result.code, 0, result)
+        result = host.kvcodec(
+            "run", "--artifact", artifact, "--codec", "transform", "--budget", "20%", "--window", "16", "--",
+            host.program("llama-completion"), *host.completion_arguments(PROMPT, 60, "-c", 1024),
+        )  # fmt: skip
+        self.assertEqual(result.code, 0, result)
+        self.assertIn("Paris", result.out)
+        load = host.LoadLine(result)
+        self.assertEqual((load.compressed, load.layers), (30, 30))
+        self.assertIn("transform", load.codecs)
+        self.assertLessEqual(load.rate_percent, 20.0)
+        self.assertGreater(load.rate_percent, 19.0)
+        self.assertGreater(host.EndLine(result).coded, 0)
+
     def test_strict_mode_reads_everything_through_codes(self):
         result = host.kvcodec(
             "run", "--codec", "scalar", "--budget", "55%", "--mode", "strict", "--",

@@ -76,9 +76,10 @@ void check_kind(const Options& options, std::optional<Artifact::Kind> kind) {
         (options.bits_k == LatentSpace::kHalfBits || options.bits_v == LatentSpace::kHalfBits)) {
         needs("bits=16", "lowrank -o FILE");
     }
-    if (latent &&
-        (options.s_k || options.s_v || options.relative_error_k != 0.0F || options.relative_error_v != 0.0F)) {
-        needs("s= or relative_error=", "train");
+    const Options defaults;
+    if (latent && (options.s_k || options.s_v || options.relative_error_k != 0.0F || options.relative_error_v != 0.0F ||
+                   options.coefficients != defaults.coefficients || options.layout != defaults.layout)) {
+        needs("s=, relative_error=, coefficients= or layout=", "train");
     }
 }
 
@@ -321,6 +322,10 @@ CodecChoice::SideChoice CodecChoice::latent_side(Side side, const SideArtifact& 
         choice.heads.push_back(std::make_shared<const LatentCodec>(space, head % n_joint, before_rope));
     }
     choice.codec = choice.heads[0];
+    if (trained.heldout_error > 0.0F) {
+        const double rounding = bits == LatentSpace::kHalfBits ? 0.0 : ScalarCodec::expected_loss(bits);
+        choice.expected_error = std::sqrt(trained.heldout_error * trained.heldout_error + static_cast<float>(rounding));
+    }
     return choice;
 }
 
@@ -433,8 +438,9 @@ CodecChoice::Choice CodecChoice::choose(const LayerFacts& facts) {
         choice.fixed_bytes = bytes_of(*codecs.k, codecs.k_heads) + bytes_of(*codecs.v, codecs.v_heads) +
                              codecs.k_mean.bytes() +
                              (codecs.k_plain_mean.size() + codecs.v_mean.size()) * sizeof(float);
-        choice.trained = trained != nullptr && !(is_mean_of(trained->k.mean, facts.k_origin.bias) &&
-                                                 is_mean_of(trained->v.mean, facts.v_origin.bias));
+        choice.trained = trained != nullptr;
+        choice.own_mean_k = trained != nullptr && is_mean_of(trained->k.mean, facts.k_origin.bias);
+        choice.own_mean_v = trained != nullptr && is_mean_of(trained->v.mean, facts.v_origin.bias);
         choice.codecs = std::move(codecs);
         return choice;
     } catch (const Error& error) {

@@ -52,7 +52,9 @@ class CodecChoice {
         std::string reason;
         float expected_error_k = 0;
         float expected_error_v = 0;
-        bool trained = false;                                ///< means come from an artifact, not from the model
+        bool trained = false;                                ///< there is something of an artifact
+        bool own_mean_k = false;                             ///< its mean of K is the model's own bias
+        bool own_mean_v = false;                             ///< the same of V
         size_t fixed_bytes = 0;                              ///< of codecs and means
         std::optional<double> salient_share = std::nullopt;  ///< of rows, for codecs of mixed precision
     };

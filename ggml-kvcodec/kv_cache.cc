@@ -374,6 +374,8 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
     layer.expected_error_k = choice.expected_error_k;
     layer.expected_error_v = choice.expected_error_v;
     layer.trained = choice.trained;
+    layer.own_mean_k = choice.own_mean_k;
+    layer.own_mean_v = choice.own_mean_v;
     layer.fixed_bytes = choice.fixed_bytes;
     if (choice.salient_share) {
         layer.salient_rows = std::make_unique<SalientRows>(*choice.salient_share);
@@ -473,7 +475,7 @@ bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
     }
     layer.checked = true;
     std::string problem;
-    const auto check = [&](Side side, const char* name, double expected) {
+    const auto check = [&](Side side, const char* name, double expected, bool own_mean) {
         Distortion sum;
         for (const Distortion& distortion : layer.store->distortion(side, sample, positions_.data())) {
             sum += distortion;
@@ -482,12 +484,12 @@ bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
         if (expected > 0 && error > kTolerance * expected) {
             problem = fmt::format("{} are coded with an error of {:.2f}, the artifact promises {:.2f}", name, error,
                                   expected);
-        } else if (sum.residual > kMostResidual * sum.energy) {
+        } else if (!own_mean && sum.residual > kMostResidual * sum.energy) {
             problem = fmt::format("the artifact's mean of {} does not fit", name);
         }
     };
-    check(Side::kK, "its keys", layer.expected_error_k);
-    check(Side::kV, "its values", layer.expected_error_v);
+    check(Side::kK, "its keys", layer.expected_error_k, layer.own_mean_k);
+    check(Side::kV, "its values", layer.expected_error_v, layer.own_mean_v);
     if (!problem.empty()) {
         pass_through(layer, problem + "; train an artifact for this model");
     }

@@ -45,7 +45,9 @@ struct Layer {
     std::vector<uint32_t> ripe;  // cells old enough to be coded
     float expected_error_k = 0;
     float expected_error_v = 0;
-    size_t fixed_bytes = 0;  // dictionaries and means
+    size_t fixed_bytes = 0;   // dictionaries and means
+    bool own_mean_k = false;  // what is taken off K is the model's own bias
+    bool own_mean_v = false;
     bool trained = false;
     bool checked = false;  // against what the artifact promises
     DistortionByRange distortion_k{};

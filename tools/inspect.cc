@@ -207,6 +207,9 @@ void print_plan(const Artifact& artifact, const std::string& text) {
         fmt::print("latents of {} bits in K and {} in V\n", settled.latents->k, settled.latents->v);
         return;
     }
+    if (options.codec == Options::CodecChoice::kLatent) {
+        throw Error("the artifact has no latents; make one with `kvcodec lowrank -o FILE`");
+    }
     const auto& plan = settled.layers;
     if (plan.empty()) {
         throw Error(fmt::format("with '{}' all layers are coded alike, nothing is planned", text));
@@ -225,8 +228,9 @@ void print_plan(const Artifact& artifact, const std::string& text) {
             continue;
         }
         const auto& [k, v] = planned->second;
-        fmt::print("{:>5} | {:>11.4f} {} | {:>11.4f} {}\n", layer.layer, layer.k.sensitivity, describe(k, size_t{layer.n_head_kv} * layer.k.dim),
-                   layer.v.sensitivity, describe(v, size_t{layer.n_head_kv} * layer.v.dim));
+        fmt::print("{:>5} | {:>11.4f} {} | {:>11.4f} {}\n", layer.layer, layer.k.sensitivity,
+                   describe(k, size_t{layer.n_head_kv} * layer.k.dim), layer.v.sensitivity,
+                   describe(v, size_t{layer.n_head_kv} * layer.v.dim));
         bytes += k.bytes() + v.bytes();
         all_f16 += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
     }

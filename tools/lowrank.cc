@@ -341,6 +341,7 @@ Artifact make_artifact(const ModelInfo& model, const std::vector<Side>& sides, c
             to.mean = side->mean;
             to.rank = static_cast<uint32_t>(side->rank);
             to.joint_heads = static_cast<uint32_t>(layer.n_head_kv / side->n_heads);
+            to.heldout_error = side->seen == nullptr ? 0.0F : static_cast<float>(std::sqrt(side->lost()));
             for (const LeftSingular& basis : side->bases) {
                 std::transform(basis.vectors.begin(),
                                basis.vectors.begin() + static_cast<std::ptrdiff_t>(side->rank * basis.rows()),
@@ -380,6 +381,9 @@ void measure_ranks(const ModelInfo& model, const Harvest& harvest, const LowRank
     write_artifact(artifact, means.path());
     SensitivityOptions measurement{options.model, find_plugin(""), means.path(), {}, options.n_threads, {}};
     measurement.sequences = sequences_to_measure(harvest, options.sensitivity_tokens);
+    if (measurement.sequences.empty()) {
+        throw Error("no sequence of 32 tokens to measure with; give --text, or leave out --measured");
+    }
     Progress progress("measuring how sensitive layers are");
     measurement.progress = [&](size_t done, size_t total) {
         progress.update(done, total, fmt::format("layer {} of {}", done, total));
@@ -409,7 +413,8 @@ void print_report(const std::vector<Side>& sides, std::span<const double> log_co
         "on.\nLost: share of the squared singular values that the rank leaves out; bound: the largest singular value "
         "of "
         "these over the largest of all. With --basis whitened all are of what the projections make of the "
-        "text.\n\n{:>5} {:>10} {:>10} {:>10} | {:>11} {:>6} {:>6} | {:>11} {:>6} {:>6}\n",
+        "text, with --basis data of that without its mean.\n\n{:>5} {:>10} {:>10} {:>10} | {:>11} {:>6} {:>6} | {:>11} "
+        "{:>6} {:>6}\n",
         "layer", "K", "V", "cumulative", "K rank", "lost", "bound", "V rank", "lost", "bound");
     double left = std::accumulate(log_condition.begin(), log_condition.end(), 0.0);
     size_t kept = 0, all = 0;
@@ -529,7 +534,14 @@ void lowrank(const LowRankOptions& options) {
             throw Error(fmt::format("{} is the model, which cannot be written over; name another file", path));
         }
     }
-    std::optional<TemporaryFile> emitted;  // before hours of work
+    if (!options.output.empty() &&
+        fs::absolute(options.output).lexically_normal() == fs::absolute(options.emit_model).lexically_normal()) {
+        throw Error(fmt::format("{} cannot be the artifact and the model; name two files", options.output));
+    }
+    if (options.ranks == Ranks::kMeasured) {
+        find_plugin("");  // what fails is to fail before hours of work
+    }
+    std::optional<TemporaryFile> emitted;
     if (!options.emit_model.empty()) {
         emitted.emplace(options.emit_model);
     }

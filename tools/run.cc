@@ -104,7 +104,7 @@ void check_artifact(const Options& options, const std::optional<ModelInfo>& mode
     const Artifact artifact = read_artifact(options.artifact);
     if (model && artifact.model_fingerprint != model->fingerprint) {
         throw Error(
-            fmt::format("{} was trained for another model: it is for {} ({}), the program's model is {} ({}); "
+            fmt::format("{} was made for another model: it is for {} ({}), the program's model is {} ({}); "
                         "leave --artifact out or make the right one with: {}",
                         options.artifact, artifact.model_name, artifact.model_fingerprint, model->name,
                         model->fingerprint, train_command));

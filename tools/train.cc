@@ -1,6 +1,5 @@
 // `kvcodec train`: learns the dictionaries, means and directions of a model and writes its artifact.
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
@@ -344,12 +343,12 @@ void train(TrainOptions options) {
     if (artifact.layers.empty()) {
         throw Error(fmt::format("no layer of {} can be coded; nothing was written", options.model));
     }
-    if (options.sensitivity == Sensitivity::kCondition) {
-        add_condition_prior(artifact, model);
-    }
     write_artifact(artifact, options.output);
     if (options.sensitivity == Sensitivity::kMeasured) {
         add_sensitivity(artifact, harvest, options);
+    } else if (options.sensitivity == Sensitivity::kCondition) {
+        add_condition_prior(artifact, model);
+        write_artifact(artifact, options.output);
     }
     print_errors(artifact);
     if (InterruptGuard::interrupted()) {

@@ -129,8 +129,14 @@ std::string find_fault(const SideArtifact& side, uint32_t n_head_kv, Artifact::K
     if (side.joint_heads < 1 || n_head_kv % side.joint_heads != 0) {
         return fmt::format("{} heads together, of {}", side.joint_heads, n_head_kv);
     }
+    if (!(side.heldout_error >= 0.0F && side.heldout_error <= kMaxHeldoutError)) {
+        return "the held-out error is not a usable number";
+    }
     if (kind == Artifact::Kind::kLatent) {
         return find_latent_fault(side, n_head_kv);
+    }
+    if (!side.directions.empty() || (side.joint_heads != 1 && side.basis.empty())) {
+        return "it has what belongs to latents";
     }
     if (side.n_atoms < kMinAtoms || side.n_atoms > kMaxAtoms) {
         return fmt::format("{} atoms, not {} to {}", side.n_atoms, kMinAtoms, kMaxAtoms);
@@ -158,9 +164,6 @@ std::string find_fault(const SideArtifact& side, uint32_t n_head_kv, Artifact::K
             return "levels do not ascend in (0, 1]";
         }
         previous = level;
-    }
-    if (!(side.heldout_error >= 0.0F && side.heldout_error <= kMaxHeldoutError)) {
-        return "the held-out error is not a usable number";
     }
     if (!(side.sensitivity >= 0.0F && std::isfinite(side.sensitivity))) {
         return "the sensitivity is not a usable number";
@@ -227,6 +230,9 @@ void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact
     writer.add_f32_tensor(tensor_name(layer.layer, name("mean")), std::array<uint64_t, 2>{side.dim, layer.n_head_kv},
                           side.mean);
     if (!side.directions.empty()) {
+        if (side.heldout_error != 0.0F) {
+            writer.set_f32(layer_key(layer.layer, name("heldout_error")), side.heldout_error);
+        }
         writer.add_f16_tensor(tensor_name(layer.layer, name("directions")),
                               std::array<uint64_t, 3>{side.width(), side.rank, n_sets}, side.directions);
         return;
@@ -245,8 +251,8 @@ void put_side(GgufWriter& writer, const LayerArtifact& layer, const SideArtifact
     if (!side.basis.empty()) {
         writer.add_f16_tensor(tensor_name(layer.layer, name("basis")),
                               std::array<uint64_t, 3>{side.width(), side.width(), n_sets}, side.basis);
-        writer.add_f32_tensor(tensor_name(layer.layer, name("variance")),
-                              std::array<uint64_t, 2>{side.width(), n_sets}, side.variance);
+        writer.add_f32_tensor(tensor_name(layer.layer, name("variance")), std::array<uint64_t, 2>{side.width(), n_sets},
+                              side.variance);
     }
 }
 
@@ -370,6 +376,10 @@ class ArtifactReader {
         side.rank = static_cast<uint32_t>(directions.dims[1]);
         side.joint_heads = static_cast<uint32_t>(layer.n_head_kv / n_sets);
         side.directions = copy<uint16_t>(directions);
+        if (const std::string key = layer_key(layer.layer, fmt::format("{}.heldout_error", prefix));
+            file_.find_value(key) != nullptr) {
+            side.heldout_error = get_float(key);
+        }
         side.mean = copy<float>(mean);
         return side;
     }

@@ -28,9 +28,9 @@ struct SideArtifact {
     /// KV heads whose vectors are coded together, side by side as one of width() elements.
     uint32_t joint_heads = 1;
     size_t width() const { return size_t{joint_heads} * dim; }
-    /// [n_head_kv / joint_heads, width(), width()] IEEE half precision: a vector without its mean (of K: before RoPE) is
-    /// the sum over j of y_j times row j; rows are independent. Loss is the squared error of y over its energy. Training
-    /// chooses the directions so that loss is near to what the readers of the vectors, queries and the output
+    /// [n_head_kv / joint_heads, width(), width()] IEEE half precision: a vector without its mean (of K: before RoPE)
+    /// is the sum over j of y_j times row j; rows are independent. Loss is the squared error of y over its energy.
+    /// Training chooses the directions so that loss is near to what the readers of the vectors, queries and the output
     /// projection, see of errors (find_weighted_components); with orthonormal rows it is the relative squared error of
     /// the vector. Empty: none, as in older artifacts.
     std::vector<uint16_t> basis;
@@ -39,7 +39,8 @@ struct SideArtifact {
     /// Loss for a relative squared error of 1 in the vectors that is alike in all directions.
     float loss_of_noise = 1.0F;
 
-    // Of artifacts of latents, which have none of the above but dim, mean and joint_heads.
+    // Of artifacts of latents, which have none of the above but dim, mean, joint_heads and, where directions come from
+    // data, heldout_error: of full latents.
     uint32_t rank = 0;  ///< 1 to width()
     /// [n_head_kv / joint_heads, rank, width()] IEEE half precision: orthonormal rows in order of weight.
     /// Codes are of a vector without its mean (of K: before RoPE) projected on them.

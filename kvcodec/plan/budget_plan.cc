@@ -129,7 +129,7 @@ size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, La
     for (const LayerArtifact& layer : artifact.layers) {
         const auto planned = plan.find(layer.layer);
         for (const SideArtifact* side : {&layer.k, &layer.v}) {
-            bytes += (side->mean.size() + side->directions.size()) * sizeof(float);
+            bytes += (side->mean.size() + (plan.empty() ? side->directions.size() : 0)) * sizeof(float);
             if (planned != plan.end() && !(side == &layer.k ? planned->second.k : planned->second.v).scalar_bits) {
                 bytes += 2 * layer.n_head_kv * side->dim * side->width() * sizeof(int16_t);  // there and back
             }
@@ -176,8 +176,7 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
             std::vector<Offer>& all = offers.emplace_back();
             for (const SidePlan& plan : plans.back()) {
                 const double bias = plan.scalar_bits && choice.transform ? kScalarBias : 1.0;
-                all.push_back(
-                    {plan.bytes(), plan.loss * bias * (measured ? side->sensitivity : 1.0)});
+                all.push_back({plan.bytes(), plan.loss * bias * (measured ? side->sensitivity : 1.0)});
             }
             f16_bytes += side->dim * layer.n_head_kv * sizeof(uint16_t);
         }
@@ -210,7 +209,13 @@ LatentBits latent_bits(const Artifact& artifact, const Options& options, double 
         }
         return static_cast<double>(coded) / static_cast<double>(std::max<size_t>(f16, 1));
     };
-    std::vector<uint32_t> all(ScalarCodec::kBits.begin(), ScalarCodec::kBits.end());
+    const bool suits_scalar = std::ranges::all_of(artifact.layers, [](const LayerArtifact& layer) {
+        return std::max(layer.k.rank, layer.v.rank) <= ScalarFormat::kMaxDim;
+    });
+    std::vector<uint32_t> all;
+    if (suits_scalar) {
+        all.assign(ScalarCodec::kBits.begin(), ScalarCodec::kBits.end());
+    }
     all.push_back(LatentSpace::kHalfBits);
     std::optional<LatentBits> best;
     for (const uint32_t bits : all) {
@@ -223,8 +228,9 @@ LatentBits latent_bits(const Artifact& artifact, const Options& options, double 
         const LatentBits fewest{options.bits_k.value_or(all.front()), options.bits_v.value_or(all.front())};
         throw Error(
             fmt::format("a budget of {:.4g} % is less than the {:.1f} % that these latents take with {} bits of K and "
-                        "{} of V; give more, or make an artifact with `kvcodec lowrank --keep` of less",
-                        100 * budget, 100 * rate(fewest), fewest.k, fewest.v));
+                        "{} of V; give more, or make an artifact with `kvcodec lowrank` of a lower --keep{}",
+                        100 * budget, 100 * rate(fewest), fewest.k, fewest.v,
+                        suits_scalar ? "" : " or with --per-head: ranks above 1024 have f16 latents only"));
     }
     return *best;
 }

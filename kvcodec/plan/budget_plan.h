@@ -48,6 +48,7 @@ size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, La
 
 /// Whether the options leave it to plan_budget() how this artifact's layers are coded: with codec=scalar and transform,
 /// and with auto unless it asks for something of the dictionary or needs one to fit the budget.
+/// Artifacts of latents are with codec=scalar only.
 bool is_planned(const Artifact& artifact, const Options& options, double budget);
 
 /// Shares out the bytes of a token, `budget` of its f16 bytes, so that the sum of expected losses, each times how

@@ -1,7 +1,6 @@
 #include "kvcodec/codec/latent/half_codec.h"
 
 #include <algorithm>
-#include <cstring>
 #include <vector>
 
 #include "kvcodec/attend/gemm.h"

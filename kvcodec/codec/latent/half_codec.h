@@ -10,7 +10,8 @@
 
 namespace kvcodec {
 
-/// Code space is the vector itself. Elements beyond the range of half precision become its largest number.
+/// Code space is the vector itself. Elements beyond the range of half precision become its largest number;
+/// what is not a number stays so.
 class HalfCodec final : public Codec {
   public:
     /// dim: a multiple of kLaneMultiple.

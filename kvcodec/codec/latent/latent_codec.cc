@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <functional>
 
 #include "kvcodec/attend/gemm.h"
 #include "kvcodec/codec/latent/half_codec.h"

@@ -534,7 +534,7 @@ void lowrank(const LowRankOptions& options) {
             throw Error(fmt::format("{} is the model, which cannot be written over; name another file", path));
         }
     }
-    if (!options.output.empty() &&
+    if (!options.output.empty() && !options.emit_model.empty() &&
         fs::absolute(options.output).lexically_normal() == fs::absolute(options.emit_model).lexically_normal()) {
         throw Error(fmt::format("{} cannot be the artifact and the model; name two files", options.output));
     }

@@ -129,6 +129,7 @@ class LowRank(unittest.TestCase):
         refused(1, ["written over"], "-m", host.MODEL, "--keep", "50%", "-o", host.MODEL)
         refused(1, ["/proc/a.gguf"], "-m", host.MODEL, "--keep", "50%", "-o", "/proc/a.gguf")
         refused(2, ["--basis whitened"], "-m", host.MODEL, "--basis", "data", "--emit-model", host.WORK / "no.gguf")
+        refused(1, ["two files"], "-m", host.MODEL, "--emit-model", host.WORK / "x", "-o", f"{host.WORK}/./x")
         refused(2, ["--measured"], "-m", host.MODEL, "--measured")
         refused(2, ["--measured"], "-m", host.MODEL, "--measured", "--basis", "data", "--keep-k", "50%")
         refused(1, ["/absent/model.gguf"], "-m", host.MODEL, "--keep", "50%", "--emit-model", "/absent/model.gguf")

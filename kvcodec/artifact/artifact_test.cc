@@ -184,7 +184,8 @@ TEST_F(ArtifactTest, LatentsRoundTripAndAreChecked) {
     refuse([](SideArtifact& v) { v.directions[1] = 0x7E00; }, "direction 0 is not of unit norm");
     refuse([](SideArtifact& v) { v.mean[1] = std::numeric_limits<float>::infinity(); }, "mean is not finite");
     // One kind cannot stand for the other.
-    expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kDictionary; }, "belongs to latents", artifact);
+    expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kDictionary; }, "belongs to latents",
+                   artifact);
     expect_refused([](Artifact& damaged) { damaged.kind = Artifact::Kind::kLatent; }, "rank 0");
 }
 

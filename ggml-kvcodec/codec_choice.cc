@@ -293,11 +293,12 @@ CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& pla
     for (auto& codec : transforms(trained, plan.n_codes, plan.code_bytes, before_rope, unbias_of(side))) {
         expected.energy += codec->expected().energy;
         expected.lost += codec->expected().lost;
-        for (size_t head = 0; trained.joint_heads > 1 && head < trained.joint_heads; ++head) {
-            choice.heads.push_back(std::make_shared<const TransformHead>(codec, head, trained.joint_heads));
-        }
         if (trained.joint_heads == 1) {
             choice.heads.push_back(std::move(codec));
+            continue;
+        }
+        for (size_t head = 0; head < trained.joint_heads; ++head) {
+            choice.heads.push_back(std::make_shared<const TransformHead>(codec, head, trained.joint_heads));
         }
     }
     choice.codec = choice.heads[0];
@@ -309,17 +310,15 @@ CodecChoice::SideChoice CodecChoice::planned_side(Side side, const SidePlan& pla
 CodecChoice::SideChoice CodecChoice::latent_side(Side side, const SideArtifact& trained, size_t n_heads,
                                                  bool before_rope) const {
     const uint32_t bits = side == Side::kK ? latents_->k : latents_->v;
+    const size_t n_joint = trained.joint_heads, n_sets = n_heads / n_joint;
     SideChoice choice;
-    std::shared_ptr<const LatentSpace> space;
-    for (size_t head = 0; head < n_heads; ++head) {
-        const size_t n_joint = trained.joint_heads;
-        if (head % n_joint == 0) {
-            std::vector<float> directions;
-            std::ranges::transform(part_of(trained.directions, head / n_joint, n_heads / n_joint),
-                                   std::back_inserter(directions), half_to_float);
-            space = std::make_shared<const LatentSpace>(directions, n_joint, trained.dim, bits, unbias_of(side));
+    for (size_t set = 0; set < n_sets; ++set) {
+        std::vector<float> directions;
+        std::ranges::transform(part_of(trained.directions, set, n_sets), std::back_inserter(directions), half_to_float);
+        const auto space = std::make_shared<const LatentSpace>(directions, n_joint, trained.dim, bits, unbias_of(side));
+        for (size_t head = 0; head < n_joint; ++head) {
+            choice.heads.push_back(std::make_shared<const LatentCodec>(space, head, before_rope));
         }
-        choice.heads.push_back(std::make_shared<const LatentCodec>(space, head % n_joint, before_rope));
     }
     choice.codec = choice.heads[0];
     if (trained.heldout_error > 0.0F) {

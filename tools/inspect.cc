@@ -25,7 +25,6 @@ namespace {
 
 constexpr double kConcentrated = 0.9;
 constexpr std::array<size_t, 6> kSparsities = {4, 8, 12, 16, 24, 32};
-constexpr std::array<uint32_t, 5> kLatentBits = {2, 3, 4, 8, LatentSpace::kHalfBits};
 
 struct InspectOptions {
     std::string path;
@@ -43,13 +42,11 @@ struct TokenBytes {
     double published_rate() const { return static_cast<double>(published) / static_cast<double>(f16); }
 };
 
-/// The same as latents of so many bits.
+/// The same of all layers as latents of so many bits.
 uint64_t latent_bytes(const Artifact& artifact, uint32_t bits) {
     uint64_t bytes = 0;
     for (const LayerArtifact& layer : artifact.layers) {
-        for (const SideArtifact* side : {&layer.k, &layer.v}) {
-            bytes += layer.n_head_kv / side->joint_heads * LatentSpace::code_bytes(side->rank, bits);
-        }
+        bytes += latent_bytes(layer, {bits, bits});
     }
     return bytes;
 }
@@ -57,19 +54,19 @@ uint64_t latent_bytes(const Artifact& artifact, uint32_t bits) {
 uint64_t f16_bytes(const Artifact& artifact) {
     uint64_t bytes = 0;
     for (const LayerArtifact& layer : artifact.layers) {
-        bytes += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
+        bytes += layer.f16_bytes();
     }
     return bytes;
 }
 
 TokenBytes token_bytes(const Artifact& artifact, size_t sparsity) {
     TokenBytes bytes;
+    bytes.f16 = f16_bytes(artifact);
     for (const LayerArtifact& layer : artifact.layers) {
         for (const SideArtifact* side : {&layer.k, &layer.v}) {
             const auto code_bytes = [&](CoefficientFormat format, CodeLayout layout) {
                 return Packing::code_bytes(side->n_atoms, sparsity, format, layout);
             };
-            bytes.f16 += layer.n_head_kv * side->dim * sizeof(uint16_t);
             bytes.packed += layer.n_head_kv * code_bytes(CoefficientFormat::kSigned4, CodeLayout::kPacked);
             bytes.published += layer.n_head_kv * code_bytes(CoefficientFormat::kFp8, CodeLayout::kPublished);
         }
@@ -95,6 +92,30 @@ std::optional<double> concentration(const LayerArtifact& layer) {
     return static_cast<double>(n_needed) / static_cast<double>(variance.size());
 }
 
+nlohmann::json latent_rates(const Artifact& artifact) {
+    nlohmann::json rates = nlohmann::json::array();
+    for (const uint32_t bits : LatentSpace::kBits) {
+        const uint64_t bytes = latent_bytes(artifact, bits);
+        rates.push_back({{"bits", bits},
+                         {"bytes_per_token", bytes},
+                         {"rate", static_cast<double>(bytes) / static_cast<double>(f16_bytes(artifact))}});
+    }
+    return rates;
+}
+
+nlohmann::json dictionary_rates(const Artifact& artifact) {
+    nlohmann::json rates = nlohmann::json::array();
+    for (const size_t sparsity : kSparsities) {
+        const TokenBytes bytes = token_bytes(artifact, sparsity);
+        rates.push_back({{"s", sparsity},
+                         {"packed_bytes_per_token", bytes.packed},
+                         {"packed_rate", bytes.packed_rate()},
+                         {"published_bytes_per_token", bytes.published},
+                         {"published_rate", bytes.published_rate()}});
+    }
+    return rates;
+}
+
 nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
     const bool latent = artifact.kind == Artifact::Kind::kLatent;
     const auto side_json = [&](const SideArtifact& side) {
@@ -111,26 +132,6 @@ nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
         }
         layers.push_back({{"layer", layer.layer}, {"n_head_kv", layer.n_head_kv}, {"k", k}, {"v", side_json(layer.v)}});
     }
-    nlohmann::json rates = nlohmann::json::array();
-    for (const uint32_t bits : kLatentBits) {
-        if (latent) {
-            const uint64_t bytes = latent_bytes(artifact, bits);
-            rates.push_back({{"bits", bits},
-                             {"bytes_per_token", bytes},
-                             {"rate", static_cast<double>(bytes) / static_cast<double>(f16_bytes(artifact))}});
-        }
-    }
-    for (const size_t sparsity : kSparsities) {
-        if (latent) {
-            break;
-        }
-        const TokenBytes bytes = token_bytes(artifact, sparsity);
-        rates.push_back({{"s", sparsity},
-                         {"packed_bytes_per_token", bytes.packed},
-                         {"packed_rate", bytes.packed_rate()},
-                         {"published_bytes_per_token", bytes.published},
-                         {"published_rate", bytes.published_rate()}});
-    }
     return {{"model",
              {{"name", artifact.model_name},
               {"architecture", artifact.architecture},
@@ -142,22 +143,20 @@ nlohmann::json to_json(const Artifact& artifact, uint64_t file_bytes) {
             {"file_bytes", file_bytes},
             {"f16_bytes_per_token", f16_bytes(artifact)},
             {"layers", layers},
-            {"rates", rates}};
+            {"rates", latent ? latent_rates(artifact) : dictionary_rates(artifact)}};
 }
 
 void print_ranks(const Artifact& artifact) {
     fmt::print("\n{:>5} {:>8} | {:>14} {:>8} | {:>14} {:>8}\n", "layer", "KV heads", "K rank", "together", "V rank",
                "together");
-    const auto rank = [](const SideArtifact& side) {
-        return fmt::format("{} of {}", side.rank, side.joint_heads * side.dim);
-    };
+    const auto rank = [](const SideArtifact& side) { return fmt::format("{} of {}", side.rank, side.width()); };
     for (const LayerArtifact& layer : artifact.layers) {
         fmt::print("{:>5} {:>8} | {:>14} {:>8} | {:>14} {:>8}\n", layer.layer, layer.n_head_kv, rank(layer.k),
                    layer.k.joint_heads, rank(layer.v), layer.v.joint_heads);
     }
     fmt::print("\ncoded bytes per token, K and V of these layers (f16: {})\n{:>5} {:>8} {:>7}\n", f16_bytes(artifact),
                "bits", "bytes", "rate");
-    for (const uint32_t bits : kLatentBits) {
+    for (const uint32_t bits : LatentSpace::kBits) {
         const uint64_t bytes = latent_bytes(artifact, bits);
         fmt::print("{:>5} {:>8} {:>6.1f}%\n", bits, bytes,
                    100.0 * static_cast<double>(bytes) / static_cast<double>(f16_bytes(artifact)));
@@ -232,7 +231,7 @@ void print_plan(const Artifact& artifact, const std::string& text) {
                    describe(k, size_t{layer.n_head_kv} * layer.k.dim), layer.v.sensitivity,
                    describe(v, size_t{layer.n_head_kv} * layer.v.dim));
         bytes += k.bytes() + v.bytes();
-        all_f16 += layer.n_head_kv * (layer.k.dim + layer.v.dim) * sizeof(uint16_t);
+        all_f16 += layer.f16_bytes();
     }
     fmt::print(
         "{} of {} bytes of a token, {:.1f} %. Loss: expected share of the variance, as readers weigh it. Bytes go "

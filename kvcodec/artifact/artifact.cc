@@ -67,6 +67,21 @@ bool all_finite(const std::vector<float>& values) {
     return std::ranges::all_of(values, [](float value) { return std::isfinite(value); });
 }
 
+/// The first of these half-precision rows [.., width] that is not of unit L2 norm.
+std::optional<size_t> find_not_unit(const std::vector<uint16_t>& rows, size_t width) {
+    for (size_t row = 0; row < rows.size() / width; ++row) {
+        double energy = 0.0;
+        for (size_t i = 0; i < width; ++i) {
+            const double value = half_to_float(rows[row * width + i]);
+            energy += value * value;
+        }
+        if (!(std::abs(std::sqrt(energy) - 1.0) <= kNormTolerance)) {
+            return row;
+        }
+    }
+    return std::nullopt;
+}
+
 /// What is wrong with the directions of one side; empty if nothing is or there are none.
 std::string find_basis_fault(const SideArtifact& side, uint32_t n_head_kv) {
     if (side.basis.empty() && side.variance.empty()) {
@@ -108,15 +123,8 @@ std::string find_latent_fault(const SideArtifact& side, uint32_t n_head_kv) {
     if (!all_finite(side.mean)) {
         return "the mean is not finite";
     }
-    for (size_t row = 0; row < side.directions.size() / width; ++row) {
-        double energy = 0.0;
-        for (size_t i = 0; i < width; ++i) {
-            const double value = half_to_float(side.directions[row * width + i]);
-            energy += value * value;
-        }
-        if (!(std::abs(std::sqrt(energy) - 1.0) <= kNormTolerance)) {
-            return fmt::format("direction {} is not of unit norm", row);
-        }
+    if (const auto row = find_not_unit(side.directions, width)) {
+        return fmt::format("direction {} is not of unit norm", *row);
     }
     return {};
 }
@@ -145,15 +153,8 @@ std::string find_fault(const SideArtifact& side, uint32_t n_head_kv, Artifact::K
         side.levels.size() != SideArtifact::kLevels) {
         return "atoms, mean or levels have the wrong size";
     }
-    for (size_t atom = 0; atom < side.n_atoms; ++atom) {
-        double energy = 0.0;
-        for (size_t i = 0; i < side.dim; ++i) {
-            const double value = half_to_float(side.atoms[atom * side.dim + i]);
-            energy += value * value;
-        }
-        if (!(std::abs(std::sqrt(energy) - 1.0) <= kNormTolerance)) {
-            return fmt::format("atom {} is not of unit norm", atom);
-        }
+    if (const auto atom = find_not_unit(side.atoms, side.dim)) {
+        return fmt::format("atom {} is not of unit norm", *atom);
     }
     if (!all_finite(side.mean)) {
         return "the mean is not finite";
@@ -334,6 +335,12 @@ class ArtifactReader {
     }
     float get_float(std::string_view key) const { return static_cast<float>(require(file_.get_float(key), key)); }
 
+    void read_if_there(const std::string& key, float& value) const {
+        if (file_.find_value(key) != nullptr) {
+            value = get_float(key);
+        }
+    }
+
     const GgufTensor& tensor(const std::string& name, uint32_t type, uint32_t n_dims) const {
         const GgufTensor* found = file_.find_tensor(name);
         if (found == nullptr || found->type != type || found->n_dims != n_dims) {
@@ -376,10 +383,7 @@ class ArtifactReader {
         side.rank = static_cast<uint32_t>(directions.dims[1]);
         side.joint_heads = static_cast<uint32_t>(layer.n_head_kv / n_sets);
         side.directions = copy<uint16_t>(directions);
-        if (const std::string key = layer_key(layer.layer, fmt::format("{}.heldout_error", prefix));
-            file_.find_value(key) != nullptr) {
-            side.heldout_error = get_float(key);
-        }
+        read_if_there(layer_key(layer.layer, fmt::format("{}.heldout_error", prefix)), side.heldout_error);
         side.mean = copy<float>(mean);
         return side;
     }
@@ -401,14 +405,8 @@ class ArtifactReader {
         side.mean = copy<float>(mean);
         side.levels = copy<float>(tensor(name("levels"), kGgmlF32, 1));
         side.heldout_error = get_float(layer_key(layer.layer, fmt::format("{}.heldout_error", prefix)));
-        const auto read_if_there = [&](const char* field, float& value) {
-            const std::string key = layer_key(layer.layer, fmt::format("{}.{}", prefix, field));
-            if (file_.find_value(key) != nullptr) {
-                value = get_float(key);
-            }
-        };
-        read_if_there("sensitivity", side.sensitivity);
-        read_if_there("loss_of_noise", side.loss_of_noise);
+        read_if_there(layer_key(layer.layer, fmt::format("{}.sensitivity", prefix)), side.sensitivity);
+        read_if_there(layer_key(layer.layer, fmt::format("{}.loss_of_noise", prefix)), side.loss_of_noise);
         if (file_.find_tensor(name("basis")) != nullptr || file_.find_tensor(name("variance")) != nullptr) {
             const GgufTensor& basis = tensor(name("basis"), kGgmlF16, 3);
             const GgufTensor& variance = tensor(name("variance"), kGgmlF32, 2);

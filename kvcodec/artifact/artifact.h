@@ -56,6 +56,9 @@ struct LayerArtifact {
     SideArtifact k;
     SideArtifact v;
 
+    /// Of one token, uncompressed.
+    size_t f16_bytes() const { return size_t{n_head_kv} * (size_t{k.dim} + v.dim) * sizeof(uint16_t); }
+
     bool operator==(const LayerArtifact&) const = default;
 };
 

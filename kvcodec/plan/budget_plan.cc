@@ -178,8 +178,8 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
                 const double bias = plan.scalar_bits && choice.transform ? kScalarBias : 1.0;
                 all.push_back({plan.bytes(), plan.loss * bias * (measured ? side->sensitivity : 1.0)});
             }
-            f16_bytes += side->dim * layer.n_head_kv * sizeof(uint16_t);
         }
+        f16_bytes += layer.f16_bytes();
     }
     const std::vector<size_t> chosen =
         allocate(offers, static_cast<size_t>(budget * static_cast<double>(f16_bytes) + 1e-9));
@@ -188,6 +188,13 @@ std::map<uint32_t, LayerPlan> plan_budget(const Artifact& artifact, const Option
         planned[layers[i]] = {plans[2 * i][chosen[2 * i]], plans[2 * i + 1][chosen[2 * i + 1]]};
     }
     return planned;
+}
+
+size_t latent_bytes(const LayerArtifact& layer, const LatentBits& bits) {
+    const auto of = [&](const SideArtifact& side, uint32_t n_bits) {
+        return layer.n_head_kv / side.joint_heads * LatentSpace::code_bytes(side.rank, n_bits);
+    };
+    return of(layer.k, bits.k) + of(layer.v, bits.v);
 }
 
 bool takes_latents(const Artifact& artifact, const Options& options) {
@@ -199,12 +206,9 @@ LatentBits latent_bits(const Artifact& artifact, const Options& options, double 
     const auto rate = [&](const LatentBits& bits) {
         size_t coded = 0, f16 = 0;
         for (const LayerArtifact& layer : artifact.layers) {
-            for (const SideArtifact* side : {&layer.k, &layer.v}) {
-                if (options.takes_layer(layer.layer)) {
-                    coded += layer.n_head_kv / side->joint_heads *
-                             LatentSpace::code_bytes(side->rank, side == &layer.k ? bits.k : bits.v);
-                    f16 += layer.n_head_kv * side->dim * sizeof(uint16_t);
-                }
+            if (options.takes_layer(layer.layer)) {
+                coded += latent_bytes(layer, bits);
+                f16 += layer.f16_bytes();
             }
         }
         return static_cast<double>(coded) / static_cast<double>(std::max<size_t>(f16, 1));
@@ -212,11 +216,7 @@ LatentBits latent_bits(const Artifact& artifact, const Options& options, double 
     const bool suits_scalar = std::ranges::all_of(artifact.layers, [](const LayerArtifact& layer) {
         return std::max(layer.k.rank, layer.v.rank) <= ScalarFormat::kMaxDim;
     });
-    std::vector<uint32_t> all;
-    if (suits_scalar) {
-        all.assign(ScalarCodec::kBits.begin(), ScalarCodec::kBits.end());
-    }
-    all.push_back(LatentSpace::kHalfBits);
+    const auto all = std::span(LatentSpace::kBits).last(suits_scalar ? LatentSpace::kBits.size() : 1);
     std::optional<LatentBits> best;
     for (const uint32_t bits : all) {
         const LatentBits candidate{options.bits_k.value_or(bits), options.bits_v.value_or(bits)};

@@ -65,6 +65,8 @@ struct LatentBits {
     uint32_t v = 0;
 };
 
+/// Bytes of a token's codes in one layer, as latents.
+size_t latent_bytes(const LayerArtifact& layer, const LatentBits& bits);
 /// Whether the options leave layers to be coded as this artifact's latents.
 bool takes_latents(const Artifact& artifact, const Options& options);
 /// The most bits, 16 or those of the scalar codec, with which the latents of the layers that options.layers names fit

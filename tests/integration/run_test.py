@@ -20,18 +20,23 @@ class Run(unittest.TestCase):
         self.assertIn("scalar", load.codecs)
         self.assertLessEqual(load.rate_percent, 20.0)
 
-    def test_trained_artifact(self):
+    def run_with_artifact(self, artifact, codec):
+        """A completion with every layer coded; returns the line at load."""
         result = host.kvcodec(
-            "run", "--artifact", host.small_artifact(), "--codec", "dictionary", "--budget", "20%", "--window", "16", "--",
+            "run", "--artifact", artifact, "--codec", codec, "--budget", "20%", "--window", "16", "--",
             host.program("llama-completion"), *host.completion_arguments(PROMPT, 60, "-c", 1024),
         )  # fmt: skip
         self.assertEqual(result.code, 0, result)
         self.assertIn("Paris", result.out)
         load = host.LoadLine(result)
         self.assertEqual((load.compressed, load.layers), (30, 30))
-        self.assertIn("dictionary", load.codecs)
+        self.assertIn(codec, load.codecs)
         self.assertLessEqual(load.rate_percent, 20.0)
         self.assertGreater(host.EndLine(result).coded, 0)
+        return load
+
+    def test_trained_artifact(self):
+        self.run_with_artifact(host.small_artifact(), "dictionary")
 
     def test_heads_coded_together(self):
         artifact = host.WORK / "together.kvc.gguf"
@@ -40,18 +45,7 @@ class Run(unittest.TestCase):
             "--joint-width", 256, "--sensitivity", "condition", "--threads", 2,
         )  # fmt: skip
         self.assertEqual(result.code, 0, result)
-        result = host.kvcodec(
-            "run", "--artifact", artifact, "--codec", "transform", "--budget", "20%", "--window", "16", "--",
-            host.program("llama-completion"), *host.completion_arguments(PROMPT, 60, "-c", 1024),
-        )  # fmt: skip
-        self.assertEqual(result.code, 0, result)
-        self.assertIn("Paris", result.out)
-        load = host.LoadLine(result)
-        self.assertEqual((load.compressed, load.layers), (30, 30))
-        self.assertIn("transform", load.codecs)
-        self.assertLessEqual(load.rate_percent, 20.0)
-        self.assertGreater(load.rate_percent, 19.0)
-        self.assertGreater(host.EndLine(result).coded, 0)
+        self.assertGreater(self.run_with_artifact(artifact, "transform").rate_percent, 19.0)
 
     def test_strict_mode_reads_everything_through_codes(self):
         result = host.kvcodec(

@@ -1,6 +1,7 @@
 // Low-rank coding: the coordinates of vectors along few directions (LoRC, arXiv 2410.03111).
 #pragma once
 
+#include <array>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
@@ -18,6 +19,7 @@ class LatentSpace {
   public:
     static constexpr size_t kRankMultiple = 16;
     static constexpr unsigned kHalfBits = 16;
+    static constexpr std::array<uint32_t, 5> kBits = {2, 3, 4, 8, kHalfBits};  ///< of a latent
 
     /// directions: [rank, n_heads * dim], orthonormal rows in order of weight. rank: a multiple of kRankMultiple, at
     /// most the length of a row. bits: of a latent, kHalfBits (f16) or those of the scalar codec. dim: a multiple of 4.

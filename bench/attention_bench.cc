@@ -11,6 +11,8 @@
 
 #include "bench/bench_codecs.h"
 #include "kvcodec/attend/attention.h"
+#include "kvcodec/codec/mean/rotating_mean.h"
+#include "kvcodec/codec/rope.h"
 #include "kvcodec/store/layer_store.h"
 
 namespace kvcodec {
@@ -104,17 +106,50 @@ void decode(benchmark::State& state) {
     set_codec_label(state, *codec);
 }
 
+/// The transform codes keys before RoPE, heads apart (kTransform) or together (kJointTransform).
+constexpr int64_t kJointTransform = kBenchCodecs;
+
+LayerCodecs layer_codecs(int64_t number, const Shape& shape) {
+    if (number < kTransform) {
+        const auto codec = bench_codec(number, shape.dim);
+        return {codec, codec, {}, {}, {}};
+    }
+    LayerCodecs codecs;
+    if (number == kTransform) {
+        codecs.k = transform_codec(shape.dim, true);
+        codecs.v = transform_codec(shape.dim, false);
+    } else {
+        const auto all_k = transform_codec(shape.n_head_kv * shape.dim, true);
+        const auto all_v = transform_codec(shape.n_head_kv * shape.dim, false);
+        for (size_t head = 0; head < shape.n_head_kv; ++head) {
+            codecs.k_heads.push_back(std::make_shared<TransformHead>(all_k, head, shape.n_head_kv));
+            codecs.v_heads.push_back(std::make_shared<TransformHead>(all_v, head, shape.n_head_kv));
+        }
+        codecs.k = codecs.k_heads[0];
+        codecs.v = codecs.v_heads[0];
+    }
+    RopeParams params;
+    params.pairing = RopeParams::Pairing::kHalves;
+    params.n_dims = static_cast<uint32_t>(shape.dim);
+    params.freq_base = 1e5F;
+    codecs.rope = Rope(params, shape.dim);
+    codecs.rope_tables = std::make_shared<RopeTables>(codecs.rope);
+    codecs.k_plain_mean = random_rows(shape.n_head_kv * shape.dim, 6);
+    return codecs;
+}
+
 /// One layer's attention over a coded cache. Arguments: shape, codec, cells, query tokens.
 void attention(benchmark::State& state) {
     const Shape& shape = kShapes[static_cast<size_t>(state.range(0))];
-    const auto codec = bench_codec(state.range(1), shape.dim);
     const auto n_cells = static_cast<size_t>(state.range(2));
     const auto n_tokens = static_cast<size_t>(state.range(3));
     const size_t row = shape.n_head_kv * shape.dim;
     const size_t n_head = shape.n_head_kv * shape.group;
 
     LayerStore store(n_cells, row, row, true);
-    store.set_codecs({n_cells, shape.n_head_kv, shape.dim, shape.dim}, {codec, codec, {}, {}, {}});
+    store.set_codecs({n_cells, shape.n_head_kv, shape.dim, shape.dim}, layer_codecs(state.range(1), shape));
+    std::vector<int32_t> positions(n_cells);
+    std::iota(positions.begin(), positions.end(), 0);
     const std::vector<float> x = random_rows(kBlock * row, 4);
     std::vector<uint32_t> cells(kBlock);
     SingleThread team;
@@ -124,12 +159,11 @@ void attention(benchmark::State& state) {
             store.write(Side::kK, block + i, x.data() + i * row);
             store.write(Side::kV, block + i, x.data() + (kBlock - 1 - i) * row);
         }
-        store.encode(cells, nullptr, team);
+        store.encode(cells, positions.data(), team);
     }
 
     const std::vector<float> q = random_rows(n_tokens * n_head * shape.dim, 5);
     std::vector<float> out(q.size());
-    const std::vector<int32_t> positions(n_cells);
     AttentionCall call;
     call.q = q.data();
     call.q_token_stride = shape.dim;
@@ -151,7 +185,8 @@ void attention(benchmark::State& state) {
     // Bytes of the codes that are read; items are (query token, cell) pairs.
     state.SetBytesProcessed(state.iterations() * static_cast<int64_t>(n_cells * store.code_bytes_per_token()));
     state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(n_cells * n_tokens));
-    state.SetLabel(codec->describe() + (attend.in_code_space(store, call) ? ", in code space" : ", by blocks"));
+    state.SetLabel(store.codecs().k->describe() +
+                   (attend.in_code_space(store, call) ? ", in code space" : ", by blocks"));
 }
 
 void every_codec(benchmark::internal::Benchmark* benchmark) {
@@ -164,8 +199,8 @@ BENCHMARK(accumulate)->Apply(every_codec);
 BENCHMARK(decode)->Apply(every_codec);
 BENCHMARK(attention)
     ->ArgNames({"shape", "codec", "cells", "tokens"})
-    ->ArgsProduct({{0, 1}, {0, 1, 3, 4}, {4096, 16384}, {1}})
-    ->ArgsProduct({{0, 1}, {0, 3}, {4096}, {64}})
+    ->ArgsProduct({{0, 1}, {0, 1, 3, 4, kTransform, kJointTransform}, {4096, 16384}, {1}})
+    ->ArgsProduct({{0, 1}, {0, 3, kTransform, kJointTransform}, {4096}, {64}})
     ->Unit(benchmark::kMicrosecond);
 
 }  // namespace

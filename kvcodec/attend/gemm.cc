@@ -1,11 +1,15 @@
 #include "kvcodec/attend/gemm.h"
 
+#include <algorithm>
+
 // Scalable vectors cannot be kept in arrays; ARM machines with SVE run the NEON code.
 #define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/attend/gemm.cc"
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
+
+#include "kvcodec/codec/level_rows-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcodec {
@@ -81,7 +85,46 @@ HWY_INLINE void product(Operand x, size_t rows, size_t steps, const float* b, si
     }
 }
 
+// Four lanes of c, two rows at a time: dot products along k with tile [4, k].
+HWY_INLINE void dots(const float* HWY_RESTRICT a, size_t m, size_t k, const float* HWY_RESTRICT tile, size_t lanes,
+                     float* HWY_RESTRICT c) {
+    constexpr size_t kRows = 2, kLanes = 4;
+    const level_rows::Wide d;
+    for (size_t row = 0; row < m; row += kRows) {
+        const float* HWY_RESTRICT x[kRows] = {a + row * k, a + std::min(row + 1, m - 1) * k};
+        hn::Vec<level_rows::Wide> sum[kRows][kLanes];
+        for (size_t r = 0; r < kRows; ++r) {
+            for (size_t lane = 0; lane < kLanes; ++lane) {
+                sum[r][lane] = hn::Zero(d);
+            }
+        }
+        for (size_t i = 0; i < k; i += hn::Lanes(d)) {
+            const auto x0 = hn::LoadU(d, x[0] + i);
+            const auto x1 = hn::LoadU(d, x[1] + i);
+            for (size_t lane = 0; lane < kLanes; ++lane) {
+                const auto y = hn::Load(d, tile + lane * k + i);
+                sum[0][lane] = hn::MulAdd(x0, y, sum[0][lane]);
+                sum[1][lane] = hn::MulAdd(x1, y, sum[1][lane]);
+            }
+        }
+        for (size_t r = 0; r < std::min(kRows, m - row); ++r) {
+            hn::StoreU(level_rows::sums_of_four(d, sum[r][0], sum[r][1], sum[r][2], sum[r][3]), level_rows::Quad(),
+                       c + (row + r) * lanes);
+        }
+    }
+}
+
 void scores(const float* a, size_t m, size_t k, const float* b, size_t lanes, float* c) {
+    // Fewer lanes than a vector has elements would leave most of it empty.
+    constexpr size_t kFewRows = 8;
+    if (lanes < hn::Lanes(level_rows::Wide()) && m >= kFewRows && k % 16 == 0 && k <= level_rows::kMaxDim) {
+        HWY_ALIGN float tile[level_rows::kLaneTile * level_rows::kMaxDim];
+        for (size_t lane = 0; lane < lanes; lane += level_rows::kLaneTile) {
+            level_rows::transpose_tile(b + lane, lanes, k, tile);
+            dots(a, m, k, tile, lanes, c + lane);
+        }
+        return;
+    }
     product<false>({a, k, 1}, m, k, b, lanes, c);
 }
 

@@ -406,8 +406,13 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
     const size_t cell = block * kBlock + first;
     codec(side, head).decode(codes(side, block, head), first, n, x);
     rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
-    if (const std::vector<float>& means = plain_mean(side); !means.empty()) {
-        const float* mean = &means[head * dim];
+    const std::vector<float>& means = plain_mean(side);
+    const float* mean = means.empty() ? nullptr : &means[head * dim];
+    if (side == Side::kK && codecs_.rope_tables != nullptr) {
+        codecs_.rope_tables->rotate(positions + cell, n, x, dim, mean);  // to where a shift has moved the cell
+        return;
+    }
+    if (mean != nullptr) {
         for (size_t i = 0; i < n; ++i) {
             for (size_t j = 0; j < dim; ++j) {
                 x[i * dim + j] += mean[j];
@@ -415,10 +420,6 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
         }
     }
     if (side == Side::kK) {
-        if (codecs_.rope_tables != nullptr) {
-            codecs_.rope_tables->rotate(positions + cell, n, x, dim);  // to where a shift has moved the cell
-            return;
-        }
         for (size_t i = 0, run = 1; i < n; i += run) {
             for (run = 1; i + run < n && shift(cell + i + run) == shift(cell + i);) {
                 ++run;

@@ -114,48 +114,86 @@ void add_rotated(const RopeTables& tables, const RotatingHead& head, float sign,
     }
 }
 
-/// x_i <- x_i turned by the angles of t_i, times factor; backwards where sign is -1.
-void turn(const RopeTables& tables, float sign, float factor, const int32_t* positions, size_t n, float* x,
-          size_t stride) {
+/// x_i <- (x_i + mean) turned by the angles of t_i, times factor; backwards where sign is -1. Without mean (null) it is
+/// zero.
+template <bool kHasMean>
+HWY_INLINE void turn_rows(const RopeTables& tables, float sign, float factor, const int32_t* positions, size_t n,
+                          const float* HWY_RESTRICT mean, float* HWY_RESTRICT x, size_t stride) {
     const Wide d;
     const size_t n_pairs = tables.rope().n_pairs();
     const size_t half = tables.stride();
     const bool adjacent = tables.rope().params().pairing == RopeParams::Pairing::kAdjacent;
+    HWY_ALIGN float start[2 * RopeTables::kMaxPairs];  // phases at the first position of a block, times factor
     HWY_ALIGN float phases[2 * RopeTables::kMaxPairs];
-    const auto cos_factor = hn::Set(d, factor);
-    const auto sin_factor = hn::Set(d, sign * factor);
+    const auto factors = hn::Set(d, factor);
+    const auto signs = hn::Set(d, sign);
+    int64_t block = -1;
     for (size_t row = 0; row < n; ++row, x += stride) {
-        load_phases(tables, positions[row], phases);
+        const int64_t t = positions[row];
+        const bool is_computed = t < 0 || t >= RopeTables::kMaxPosition;
+        const float* HWY_RESTRICT low = is_computed ? phases : tables.low(t);
+        if (is_computed) {
+            tables.compute(t, phases);
+        }
+        if (const int64_t wanted = is_computed ? -2 : t / RopeTables::kBlock; wanted != block) {
+            block = wanted;
+            load_phases(tables, is_computed ? 0 : t / RopeTables::kBlock * RopeTables::kBlock, start);
+            for (size_t i = 0; i < 2 * half; i += hn::Lanes(d)) {
+                hn::Store(hn::Mul(factors, hn::Load(d, start + i)), d, start + i);
+            }
+        }
         size_t i = 0;
         for (; i + hn::Lanes(d) <= n_pairs; i += hn::Lanes(d)) {
-            const auto c = hn::Mul(cos_factor, hn::Load(d, phases + i));
-            const auto s = hn::Mul(sin_factor, hn::Load(d, phases + half + i));
-            auto x0 = hn::Zero(d);
-            auto x1 = x0;
+            const auto start_cos = hn::Load(d, start + i);
+            const auto start_sin = hn::Load(d, start + half + i);
+            const auto low_cos = hn::LoadU(d, low + i);
+            const auto low_sin = hn::LoadU(d, low + half + i);
+            const auto c = hn::NegMulAdd(low_sin, start_sin, hn::Mul(low_cos, start_cos));
+            const auto s = hn::Mul(signs, hn::MulAdd(low_sin, start_cos, hn::Mul(low_cos, start_sin)));
+            const size_t first = adjacent ? 2 * i : i;
+            const size_t second = adjacent ? 2 * i + hn::Lanes(d) : n_pairs + i;
+            auto x0 = hn::LoadU(d, x + first);
+            auto x1 = hn::LoadU(d, x + second);
+            if constexpr (kHasMean) {
+                x0 = hn::Add(x0, hn::LoadU(d, mean + first));
+                x1 = hn::Add(x1, hn::LoadU(d, mean + second));
+            }
             if (adjacent) {
-                hn::LoadInterleaved2(d, x + 2 * i, x0, x1);
-            } else {
-                x0 = hn::LoadU(d, x + i);
-                x1 = hn::LoadU(d, x + n_pairs + i);
+                const auto even = hn::ConcatEven(d, x1, x0);
+                x1 = hn::ConcatOdd(d, x1, x0);
+                x0 = even;
             }
             const auto y0 = hn::NegMulAdd(x1, s, hn::Mul(x0, c));
             const auto y1 = hn::MulAdd(x1, c, hn::Mul(x0, s));
             if (adjacent) {
-                hn::StoreInterleaved2(y0, y1, d, x + 2 * i);
+                hn::StoreInterleaved2(y0, y1, d, x + first);
             } else {
-                hn::StoreU(y0, d, x + i);
-                hn::StoreU(y1, d, x + n_pairs + i);
+                hn::StoreU(y0, d, x + first);
+                hn::StoreU(y1, d, x + second);
             }
         }
         for (; i < n_pairs; ++i) {
-            float& x0 = x[adjacent ? 2 * i : i];
-            float& x1 = x[adjacent ? 2 * i + 1 : n_pairs + i];
-            const float c = factor * phases[i];
-            const float s = sign * factor * phases[half + i];
-            const float turned = x0 * c - x1 * s;
-            x1 = x0 * s + x1 * c;
-            x0 = turned;
+            const size_t first = adjacent ? 2 * i : i;
+            const size_t second = adjacent ? 2 * i + 1 : n_pairs + i;
+            const float c = low[i] * start[i] - low[half + i] * start[half + i];
+            const float s = sign * (low[half + i] * start[i] + low[i] * start[half + i]);
+            const float x0 = x[first] + (kHasMean ? mean[first] : 0.0F);
+            const float x1 = x[second] + (kHasMean ? mean[second] : 0.0F);
+            x[first] = x0 * c - x1 * s;
+            x[second] = x0 * s + x1 * c;
         }
+        if constexpr (kHasMean) {
+            add_scaled(1.0F, mean + 2 * n_pairs, stride - 2 * n_pairs, x + 2 * n_pairs);
+        }
+    }
+}
+
+void turn(const RopeTables& tables, float sign, float factor, const int32_t* positions, size_t n, const float* mean,
+          float* x, size_t stride) {
+    if (mean == nullptr) {
+        turn_rows<false>(tables, sign, factor, positions, n, nullptr, x, stride);
+    } else {
+        turn_rows<true>(tables, sign, factor, positions, n, mean, x, stride);
     }
 }
 
@@ -361,12 +399,12 @@ void RopeTables::compute(int64_t t, float* phases) const {
     }
 }
 
-void RopeTables::rotate(const int32_t* positions, size_t n, float* x, size_t stride) const {
-    HWY_DYNAMIC_DISPATCH(turn)(*this, 1.0F, rope_.magnitude(), positions, n, x, stride);
+void RopeTables::rotate(const int32_t* positions, size_t n, float* x, size_t stride, const float* mean) const {
+    HWY_DYNAMIC_DISPATCH(turn)(*this, 1.0F, rope_.magnitude(), positions, n, mean, x, stride);
 }
 
 void RopeTables::unrotate(const int32_t* positions, size_t n, float* x, size_t stride) const {
-    HWY_DYNAMIC_DISPATCH(turn)(*this, -1.0F, 1.0F / rope_.magnitude(), positions, n, x, stride);
+    HWY_DYNAMIC_DISPATCH(turn)(*this, -1.0F, 1.0F / rope_.magnitude(), positions, n, nullptr, x, stride);
 }
 
 RotatingMean::RotatingMean(std::shared_ptr<const RopeTables> tables, const std::vector<float>& mean, size_t n_head_kv,

@@ -33,8 +33,9 @@ class RopeTables {
     const float* top(int64_t t) const { return row(128 + t / 4096); }
     /// Phases of any position, from its angles.
     void compute(int64_t t, float* phases) const;
-    /// x_i <- R_{t_i} x_i for x [n, stride], stride in floats; as Rope::rotate() to about 1e-6 of |x|.
-    void rotate(const int32_t* positions, size_t n, float* x, size_t stride) const;
+    /// x_i <- R_{t_i} (x_i + mean) for x [n, stride], stride in floats; as Rope::rotate() to about 1e-6 of |x|. mean:
+    /// [stride], or null for none.
+    void rotate(const int32_t* positions, size_t n, float* x, size_t stride, const float* mean = nullptr) const;
     /// x_i <- R_{t_i}^-1 x_i.
     void unrotate(const int32_t* positions, size_t n, float* x, size_t stride) const;
     /// [2, kBlock]: cos(j * omega), then sin(j * omega), of one pair over the positions j of a block.

@@ -191,6 +191,16 @@ TEST_P(RotatingMeanTest, TablesRotateAndUnrotateAsDoubleDoes) {
             for (size_t i = 0; i < y.size(); ++i) {
                 ASSERT_NEAR(y[i], x[i], 2e-5);
             }
+            const std::vector<float> mean = random_vector(stride, rng);
+            std::vector<float> with_mean = x, sum = x;
+            for (size_t i = 0; i < sum.size(); ++i) {
+                sum[i] += mean[i % stride];
+            }
+            tables.rotate(positions.data(), n, sum.data(), stride);
+            tables.rotate(positions.data(), n, with_mean.data(), stride, mean.data());
+            for (size_t i = 0; i < sum.size(); ++i) {
+                ASSERT_NEAR(with_mean[i], sum[i], 1e-5);
+            }
         }
     }
     hwy::SetSupportedTargetsForTest(0);

@@ -6,6 +6,7 @@
 #include <bit>
 #include <cmath>
 #include <cstring>
+#include <functional>
 #include <numbers>
 #include <numeric>
 #include <optional>
@@ -23,6 +24,8 @@
 // foreach_target.h comes first: it includes this file once for every target.
 #include <hwy/highway.h>
 
+#include "kvcodec/codec/level_rows-inl.h"
+
 #ifndef KVCODEC_TRANSFORM_CODEC_ONCE
 #define KVCODEC_TRANSFORM_CODEC_ONCE
 namespace kvcodec {
@@ -32,45 +35,14 @@ constexpr size_t kGroup = TransformFormat::kGroup;
 constexpr size_t kMaxBits = TransformFormat::kMaxBits;
 constexpr size_t kMaxDim = TransformFormat::kMaxDim;
 /// Rows coded or decoded at a time.
-constexpr size_t kChunk = 32;
+constexpr size_t kChunk = 64;
 
-/// By byte: its bits as eight bytes.
-const std::array<uint64_t, 256>& spread_bits() {
-    static const auto instance = [] {
-        std::array<uint64_t, 256> all{};
-        for (size_t byte = 0; byte < 256; ++byte) {
-            for (size_t bit = 0; bit < 8; ++bit) {
-                all[byte] |= uint64_t{byte >> bit & 1} << (8 * bit);
-            }
-        }
-        return all;
-    }();
-    return instance;
-}
-
-/// Place of each component's level in one code, eight to a word.
-void unpack_places(const TransformFormat& format, const uint8_t* code, uint64_t* place) {
-    constexpr size_t kWord = sizeof(uint64_t);
-    const std::array<uint64_t, 256>& spread = spread_bits();
-    unsigned history = 0;
-    for (size_t first = 0; first < format.plane_bytes[0]; first += kWord) {
-        uint64_t path = 0;  // bits past the plane's end do no harm: only later components would see them
-        std::memcpy(&path, code + first, kWord);
-        uint64_t low = Trellis::low(path, history), high = Trellis::high(path, history);
-        history = Trellis::history_after(path);
-        for (size_t group = first; group < std::min(first + kWord, format.plane_bytes[0]); ++group) {
-            place[group] = spread[low & 0xff] | spread[high & 0xff] << 1;
-            low >>= 8;
-            high >>= 8;
-        }
-    }
-    code += format.plane_bytes[0];
-    for (size_t plane = 1; plane < kMaxBits; code += format.plane_bytes[plane], ++plane) {
-        for (size_t group = 0; group < format.plane_bytes[plane]; ++group) {
-            place[group] |= spread[code[group]] << (plane + 1);
-        }
-    }
-}
+/// Elements [begin, begin + size) of rows to x [n, size].
+struct Columns {
+    size_t begin;
+    size_t size;
+    float* x;
+};
 
 void pack_indices(const TransformFormat& format, const uint8_t* index, uint8_t* code) {
     for (size_t plane = 0; plane < kMaxBits; code += format.plane_bytes[plane], ++plane) {
@@ -89,130 +61,291 @@ namespace kvcodec::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-/// Levels [n_active] of one code.
-void unpack_levels(const TransformFormat& format, const uint8_t* code, int16_t* HWY_RESTRICT levels) {
-    const hn::FixedTag<int8_t, 16> bytes;
-    const hn::FixedTag<uint64_t, 2> words;
-    const hn::FixedTag<int16_t, 8> shorts;
-    HWY_ALIGN uint64_t place[kMaxDim / kGroup];
-    unpack_places(format, code, place);
-    for (size_t group = 0; group < format.plane_bytes[0]; ++group, levels += kGroup) {
-        const int8_t* level = Trellis::levels(format.bits[group]).level.data();
-        if (format.bits[group] <= 4) {
-            const auto places = hn::BitCast(bytes, hn::Set(words, place[group]));
-            auto found = hn::TableLookupBytes(hn::LoadU(bytes, level), places);
-            if (format.bits[group] == 4) {
-                const auto low_bits = hn::And(places, hn::Set(bytes, 15));
-                const auto upper = hn::TableLookupBytes(hn::LoadU(bytes, level + 16), low_bits);
-                found = hn::TableLookupBytes(hn::LoadU(bytes, level), low_bits);
-                found = hn::IfThenElse(hn::Gt(places, hn::Set(bytes, 15)), upper, found);
+constexpr size_t kQuad = TransformFormat::kQuad;
+constexpr size_t kLookup = TransformFormat::kLookup;
+
+/// Levels of kLookup components, from their places on top of where their tables start.
+template <class D>
+HWY_INLINE hn::Vec<D> look_up(D bytes, const TransformFormat::Lookup& lookup, size_t part, hn::Vec<D> place) {
+    const int8_t* HWY_RESTRICT table = lookup.tables.data() + part;
+    if (lookup.tables.size() == kLookup) {
+        return hn::TableLookupBytes(hn::LoadU(bytes, table), place);
+    }
+    const hn::RebindToUnsigned<D> unsigned_bytes;
+    auto levels = hn::Zero(bytes);
+    for (size_t i = 0; i < lookup.tables.size() / kLookup; ++i) {
+        // Places within this table become 0x70 to 0x7f, all others have the highest bit set.
+        const auto of_table =
+            hn::Xor(hn::BitCast(unsigned_bytes, place), hn::Set(unsigned_bytes, static_cast<uint8_t>(16 * i)));
+        const auto marked = hn::SaturatedAdd(of_table, hn::Set(unsigned_bytes, uint8_t{0x70}));
+        const auto index = hn::BitCast(bytes, hn::And(marked, hn::Set(unsigned_bytes, uint8_t{0x8f})));
+        levels = hn::Or(levels, hn::TableLookupBytesOr0(hn::LoadU(bytes, table + i * kLookup), index));
+    }
+    return levels;
+}
+
+/// Levels of one code, kLookup at a time.
+void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
+    const hn::CappedTag<int8_t, kLookup> bytes;
+    const hn::RebindToUnsigned<decltype(bytes)> unsigned_bytes;
+    unsigned history = 0;
+    for (size_t first = 0; first < format.n_active; first += kLookup, levels += kLookup) {
+        const TransformFormat::Lookup& lookup = format.lookups[first / kLookup];
+        // bits past the plane's end do no harm: their components have no levels
+        uint32_t path = 0;
+        std::memcpy(&path, code + first / 8, sizeof(path));
+        uint32_t plane[kMaxBits + 1] = {Trellis::low(path, history), Trellis::high(path, history)};
+        history = Trellis::history_after(path);
+        const uint8_t* HWY_RESTRICT from = code + first / 8;
+        for (size_t p = 1; p < lookup.n_planes; ++p) {
+            from += format.plane_bytes[p - 1];
+            std::memcpy(&plane[p + 1], from, sizeof(uint32_t));
+            plane[p + 1] &= lookup.in_plane[p];
+        }
+        for (size_t part = 0; part < kLookup; part += hn::Lanes(bytes)) {
+            auto place = hn::LoadU(unsigned_bytes, lookup.first.data() + part);
+            for (size_t p = 0; p <= lookup.n_planes; ++p) {
+                const auto is_set =
+                    hn::LoadMaskBits(unsigned_bytes, reinterpret_cast<const uint8_t*>(&plane[p]) + part / 8);
+                const auto bit = hn::Set(unsigned_bytes, static_cast<uint8_t>(1U << p));
+                place = hn::Add(place, hn::IfThenElseZero(is_set, bit));
             }
-            hn::Store(hn::PromoteTo(shorts, hn::LowerHalf(found)), shorts, levels);
-        } else {
-            for (size_t i = 0; i < kGroup; ++i) {
-                levels[i] = level[place[group] >> (8 * i) & 0xff];
+            hn::StoreU(look_up(bytes, lookup, part, hn::BitCast(bytes, place)), bytes, levels + part);
+        }
+    }
+}
+
+/// A few rows as levels, with their scales.
+struct Chunk {
+    std::array<float, kChunk> scale;
+    HWY_ALIGN std::array<int8_t, kChunk * kMaxDim> levels;
+
+    level_rows::LevelRows load(const TransformFormat& format, const uint8_t* codes, std::span<const uint16_t> rows) {
+        const size_t stride = format.lookups.size() * kLookup;
+        for (size_t i = 0; i < rows.size(); ++i) {
+            const uint8_t* code = codes + rows[i] * format.code_bytes;
+            scale[i] = format.scales[code[format.code_bytes - 1]];
+            unpack_levels(format, code, levels.data() + i * stride);
+        }
+        // The lanes' tables have rows of zeros for components without bits, whose levels are zero too.
+        return {levels.data(), stride, scale.data(), rows.size(), (format.n_active + 15) / 16 * 16};
+    }
+};
+
+void score_rows(const TransformFormat& format, const float* table, size_t lanes, const uint8_t* codes,
+                std::span<const uint16_t> rows, float* s) {
+    Chunk chunk;
+    for (size_t begin = 0; begin < rows.size(); begin += kChunk, s += kChunk * lanes) {
+        const auto part = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
+        level_rows::score(chunk.load(format, codes, part), table, lanes, s);
+    }
+}
+
+void accumulate_rows(const TransformFormat& format, const float* p, size_t lanes, const uint8_t* codes,
+                     std::span<const uint16_t> rows, float* acc) {
+    Chunk chunk;
+    for (size_t begin = 0; begin < rows.size(); begin += kChunk, p += kChunk * lanes) {
+        const auto part = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
+        level_rows::accumulate(chunk.load(format, codes, part), p, lanes, acc);
+    }
+}
+
+/// Rows that are rebuilt together.
+constexpr size_t kTall = 4;
+
+constexpr size_t kTile = hn::MaxLanes(hn::CappedTag<float, 16>());
+
+/// x [kRows, size] of elements [first, first + kTile): levels [kRows, stride] times the synthesis.
+template <size_t kRows>
+HWY_INLINE void synthesise_tile(const TransformFormat& format, const int16_t* HWY_RESTRICT levels, size_t stride,
+                                const float* HWY_RESTRICT scale, size_t first, float* HWY_RESTRICT x, size_t size) {
+    const hn::FixedTag<float, kTile> d;
+    const hn::FixedTag<int32_t, kTile> sums;
+    const hn::FixedTag<int64_t, kTile / 2> quads;
+    const hn::FixedTag<int16_t, 2 * kTile> shorts;
+    const hn::FixedTag<int8_t, 2 * kTile> bytes;
+    hn::Vec<decltype(sums)> sum[kRows][2];   // of kTile / 2 elements, two each
+    hn::Vec<decltype(sums)> rest[kRows][2];  // unused where one instruction adds pairs, as on x86
+    for (size_t r = 0; r < kRows; ++r) {
+        sum[r][0] = sum[r][1] = hn::Zero(sums);
+        rest[r][0] = rest[r][1] = hn::Zero(sums);
+    }
+    const int8_t* HWY_RESTRICT synthesis = format.synthesis.data() + kQuad * first;
+    for (size_t j = 0; j < format.n_active; j += kQuad, synthesis += kQuad * format.dim) {
+        const auto low = hn::PromoteTo(shorts, hn::LoadU(bytes, synthesis));
+        const auto high = hn::PromoteTo(shorts, hn::LoadU(bytes, synthesis + 2 * kTile));
+        for (size_t r = 0; r < kRows; ++r) {
+            int64_t quad = 0;
+            std::memcpy(&quad, levels + r * stride + j, sizeof(quad));
+            const auto factors = hn::BitCast(shorts, hn::Set(quads, quad));
+            sum[r][0] = hn::ReorderWidenMulAccumulate(sums, factors, low, sum[r][0], rest[r][0]);
+            sum[r][1] = hn::ReorderWidenMulAccumulate(sums, factors, high, sum[r][1], rest[r][1]);
+        }
+    }
+    const auto unit = hn::LoadU(d, format.unit.data() + first);
+    for (size_t r = 0; r < kRows; ++r) {
+        const auto low = hn::RearrangeToOddPlusEven(sum[r][0], rest[r][0]);
+        const auto high = hn::RearrangeToOddPlusEven(sum[r][1], rest[r][1]);
+        const auto total = hn::Add(hn::ConcatEven(sums, high, low), hn::ConcatOdd(sums, high, low));
+        hn::StoreU(hn::Mul(hn::Mul(unit, hn::Set(d, scale[r])), hn::ConvertTo(d, total)), d, x + r * size);
+    }
+}
+
+void synthesise(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
+    const hn::CappedTag<int16_t, 16> shorts;
+    const hn::Rebind<int8_t, decltype(shorts)> bytes;
+    HWY_ALIGN int16_t levels[kTall * kMaxDim];
+    for (size_t row = 0, n = 0; row < rows.n; row += n) {
+        n = rows.n - row >= kTall ? kTall : 1;
+        for (size_t i = 0; i < n * rows.stride; i += hn::Lanes(shorts)) {
+            hn::Store(hn::PromoteTo(shorts, hn::LoadU(bytes, rows.levels + row * rows.stride + i)), shorts, levels + i);
+        }
+        for (size_t i = 0; i < columns.size; i += kTile) {
+            float* x = columns.x + row * columns.size + i;
+            if (n == kTall) {
+                synthesise_tile<kTall>(format, levels, rows.stride, rows.scale + row, columns.begin + i, x,
+                                       columns.size);
+            } else {
+                synthesise_tile<1>(format, levels, rows.stride, rows.scale + row, columns.begin + i, x, columns.size);
             }
         }
     }
 }
 
-/// x [kRows, stride] of elements [0, kVectors * Lanes): levels [kRows, n_active] times the synthesis.
-template <size_t kRows, size_t kVectors, class D>
-HWY_INLINE void synthesise_tile(D d, const TransformFormat& format, const int16_t* HWY_RESTRICT levels,
-                                const int16_t* HWY_RESTRICT synthesis, const float* HWY_RESTRICT scale,
-                                float* HWY_RESTRICT x, size_t stride) {
-    const hn::Rebind<int32_t, D> sums;
-    const hn::Repartition<int16_t, D> shorts;
-    const size_t width = hn::Lanes(d);
-    hn::Vec<decltype(sums)> sum[kRows][kVectors];
-    hn::Vec<decltype(sums)> rest[kRows][kVectors];  // unused where one instruction adds pairs, as on x86
-    for (size_t r = 0; r < kRows; ++r) {
-        for (size_t v = 0; v < kVectors; ++v) {
-            sum[r][v] = hn::Zero(sums);
-            rest[r][v] = hn::Zero(sums);
+// Newer AVX-512 adds products of four bytes in one instruction, for which Highway has no target of its own here.
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+namespace vnni {
+
+constexpr size_t kWide = 16;
+
+/// sum += a . b, four unsigned and signed bytes each. Not by intrinsic: GCC 12 copies all sums before and after.
+HWY_INLINE void add_products(__m512i a, __m512i b, __m512i& sum) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "vm"(b));
+}
+
+/// As above, with levels moved to 0 to 255, of kVectors * kWide elements.
+template <size_t kRows, size_t kVectors>
+HWY_INLINE void synthesise_tile(const TransformFormat& format, const uint8_t* HWY_RESTRICT levels, size_t stride,
+                                const float* HWY_RESTRICT scale, size_t first, float* HWY_RESTRICT x, size_t size) {
+    const int32_t* HWY_RESTRICT column_sum = format.column_sum.data() + first;
+    const float* HWY_RESTRICT unit = format.unit.data() + first;
+    const int8_t* HWY_RESTRICT synthesis = format.synthesis.data() + kQuad * first;
+    const size_t n_active = format.n_active, row_bytes = kQuad * format.dim;
+    __m512i sum[kRows][kVectors];
+    for (size_t v = 0; v < kVectors; ++v) {
+        const __m512i moved = _mm512_slli_epi32(_mm512_loadu_si512(column_sum + v * kWide), 7);
+        for (size_t r = 0; r < kRows; ++r) {
+            sum[r][v] = _mm512_sub_epi32(_mm512_setzero_si512(), moved);
         }
     }
-    const auto add_pair = [&](size_t j) HWY_ATTR {
-        const int16_t* HWY_RESTRICT row = synthesis + j * format.dim;
-        hn::Vec<decltype(shorts)> part[kVectors];
+    for (size_t j = 0; j < n_active; j += kQuad, synthesis += row_bytes) {
+        __m512i part[kVectors];
         for (size_t v = 0; v < kVectors; ++v) {
-            part[v] = hn::LoadU(shorts, row + 2 * v * width);
+            part[v] = _mm512_loadu_si512(synthesis + v * kQuad * kWide);
         }
         for (size_t r = 0; r < kRows; ++r) {
-            int32_t pair = 0;
-            std::memcpy(&pair, levels + r * format.n_active + j, sizeof(pair));
-            const auto factors = hn::BitCast(shorts, hn::Set(sums, pair));
+            int32_t quad = 0;
+            std::memcpy(&quad, levels + r * stride + j, sizeof(quad));
+            const __m512i factors = _mm512_set1_epi32(quad);
             for (size_t v = 0; v < kVectors; ++v) {
-                sum[r][v] = hn::ReorderWidenMulAccumulate(sums, factors, part[v], sum[r][v], rest[r][v]);
+                add_products(factors, part[v], sum[r][v]);
             }
         }
-    };
-    for (size_t j = 0; j < format.n_active; j += 4) {
-        add_pair(j);
-        add_pair(j + 2);
     }
     for (size_t r = 0; r < kRows; ++r) {
-        const auto factor = hn::Set(d, scale[r]);
+        const __m512 factor = _mm512_set1_ps(scale[r]);
         for (size_t v = 0; v < kVectors; ++v) {
-            const auto total = hn::ConvertTo(d, hn::RearrangeToOddPlusEven(sum[r][v], rest[r][v]));
-            hn::StoreU(hn::Mul(factor, total), d, x + r * stride + v * width);
+            const __m512 total = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), _mm512_loadu_ps(unit + v * kWide));
+            _mm512_storeu_ps(x + r * size + v * kWide, _mm512_mul_ps(factor, total));
         }
     }
 }
 
-/// Elements [first, first + kVectors * Lanes) of the vector to x [n, stride].
-template <size_t kVectors, class D>
-HWY_INLINE void synthesise_columns(D d, const TransformFormat& format, const int16_t* levels, const float* scale,
-                                   size_t n, size_t first, float* x, size_t stride) {
-    constexpr size_t kTall = 4;
-    const int16_t* synthesis = format.synthesis.data() + 2 * first;
-    size_t row = 0;
-    for (; row + kTall <= n; row += kTall) {
-        synthesise_tile<kTall, kVectors>(d, format, levels + row * format.n_active, synthesis, scale + row,
-                                         x + row * stride, stride);
+template <size_t kRows>
+HWY_INLINE void synthesise_rows(const TransformFormat& format, const uint8_t* levels, size_t stride, const float* scale,
+                                const Columns& columns, float* x) {
+    constexpr size_t kVectors = 4;
+    size_t i = 0;
+    for (; i + kVectors * kWide <= columns.size; i += kVectors * kWide) {
+        synthesise_tile<kRows, kVectors>(format, levels, stride, scale, columns.begin + i, x + i, columns.size);
     }
-    for (; row < n; ++row) {
-        synthesise_tile<1, kVectors>(d, format, levels + row * format.n_active, synthesis, scale + row,
-                                     x + row * stride, stride);
+    for (; i < columns.size; i += kWide) {
+        synthesise_tile<kRows, 1>(format, levels, stride, scale, columns.begin + i, x + i, columns.size);
     }
 }
 
-/// y [rows, n_active]: levels times scales, for at most kChunk rows.
-void unpack_rows(const TransformFormat& format, const uint8_t* codes, std::span<const uint16_t> rows,
-                 float* HWY_RESTRICT y) {
-    const hn::CappedTag<float, 8> d;
-    const hn::Rebind<int16_t, decltype(d)> shorts;
-    const hn::Rebind<int32_t, decltype(d)> integers;
-    HWY_ALIGN int16_t levels[kMaxDim];
-    for (const uint16_t row : rows) {
-        const uint8_t* code = codes + row * format.code_bytes;
-        unpack_levels(format, code, levels);
-        const auto scale = hn::Set(d, format.scales[code[format.code_bytes - 1]]);
-        for (size_t i = 0; i < format.n_active; i += hn::Lanes(d)) {
-            const auto level = hn::PromoteTo(integers, hn::LoadU(shorts, levels + i));
-            hn::StoreU(hn::Mul(scale, hn::ConvertTo(d, level)), d, y + i);
+void synthesise(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
+    const hn::FixedTag<int8_t, kLookup> bytes;
+    HWY_ALIGN uint8_t levels[kTall * kMaxDim];
+    for (size_t row = 0, n = 0; row < rows.n; row += n) {
+        n = rows.n - row >= kTall ? kTall : 1;
+        for (size_t i = 0; i < n * rows.stride; i += kLookup) {
+            const auto moved =
+                hn::Xor(hn::LoadU(bytes, rows.levels + row * rows.stride + i), hn::Set(bytes, int8_t{-128}));
+            hn::Store(moved, bytes, reinterpret_cast<int8_t*>(levels) + i);
         }
-        y += format.n_active;
+        float* x = columns.x + row * columns.size;
+        if (n == kTall) {
+            synthesise_rows<kTall>(format, levels, rows.stride, rows.scale + row, columns, x);
+        } else {
+            synthesise_rows<1>(format, levels, rows.stride, rows.scale + row, columns, x);
+        }
     }
 }
+
+}  // namespace vnni
+
+void synthesise_best(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
+    if (format.has_vnni) {
+        vnni::synthesise(format, rows, columns);
+    } else {
+        synthesise(format, rows, columns);
+    }
+}
+
+#else
+
+void synthesise_best(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
+    synthesise(format, rows, columns);
+}
+
+#endif
 
 /// Elements [begin, begin + size) of n <= kChunk rows.
-void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, size_t begin, size_t size, float* x) {
-    HWY_ALIGN int16_t levels[kChunk * kMaxDim];
-    HWY_ALIGN float scale[kChunk];
-    for (size_t row = 0; row < n; ++row) {
-        const uint8_t* code = codes + row * format.code_bytes;
-        unpack_levels(format, code, levels + row * format.n_active);
-        scale[row] = format.scales[code[format.code_bytes - 1]] * format.synthesis_unit;
-    }
-    const hn::CappedTag<float, 16> wide;
-    const hn::CappedTag<float, 8> narrow;
-    size_t i = 0;
-    for (; i + 2 * hn::Lanes(wide) <= size; i += 2 * hn::Lanes(wide)) {
-        synthesise_columns<2>(wide, format, levels, scale, n, begin + i, x + i, size);
-    }
-    for (; i < size; i += 2 * hn::Lanes(narrow)) {
-        synthesise_columns<2>(narrow, format, levels, scale, n, begin + i, x + i, size);
+void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, const Columns& columns) {
+    Chunk chunk;
+    std::array<uint16_t, kChunk> rows;
+    std::iota(rows.begin(), rows.end(), uint16_t{0});
+    synthesise_best(format, chunk.load(format, codes, std::span(rows).first(n)), columns);
+}
+
+/// out [lanes, stride] += elements [begin, end) of the synthesis times acc [n_active, lanes].
+void expand(const TransformFormat& format, const float* HWY_RESTRICT acc, size_t lanes, size_t begin, size_t end,
+            float* HWY_RESTRICT out, size_t stride) {
+    constexpr size_t kLaneTile = 4;
+    const hn::CappedTag<float, 16> d;
+    const hn::Rebind<int8_t, decltype(d)> bytes;
+    const hn::Rebind<int32_t, decltype(d)> integers;
+    for (size_t i = begin; i < end; i += hn::Lanes(d), out += hn::Lanes(d)) {
+        const auto unit = hn::LoadU(d, format.unit.data() + i);
+        for (size_t lane = 0; lane < lanes; lane += kLaneTile) {
+            hn::Vec<decltype(d)> sum[kLaneTile] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
+            for (size_t j = 0; j < format.n_active; j += kQuad) {
+                hn::Vec<decltype(bytes)> row[kQuad];
+                hn::LoadInterleaved4(bytes, format.synthesis.data() + j * format.dim + kQuad * i, row[0], row[1],
+                                     row[2], row[3]);
+                for (size_t k = 0; k < kQuad; ++k) {
+                    const auto element = hn::ConvertTo(d, hn::PromoteTo(integers, row[k]));
+                    for (size_t l = 0; l < kLaneTile; ++l) {
+                        sum[l] = hn::MulAdd(element, hn::Set(d, acc[(j + k) * lanes + lane + l]), sum[l]);
+                    }
+                }
+            }
+            for (size_t l = 0; l < kLaneTile; ++l) {
+                float* HWY_RESTRICT to = out + (lane + l) * stride;
+                hn::StoreU(hn::MulAdd(unit, sum[l], hn::LoadU(d, to)), d, to);
+            }
+        }
     }
 }
 
@@ -225,7 +358,9 @@ namespace kvcodec {
 namespace {
 
 HWY_EXPORT(decode_rows);
-HWY_EXPORT(unpack_rows);
+HWY_EXPORT(score_rows);
+HWY_EXPORT(accumulate_rows);
+HWY_EXPORT(expand);
 
 constexpr int kStepsPerOctave = 12;
 /// Scale byte of a vector whose components have just their deviations.
@@ -282,17 +417,53 @@ void mix_rows(std::vector<float>& rows, size_t n, size_t dim) {
     }
 }
 
-/// Rows [begin, end) of the synthesis transposed [dim, n_active], in floats: made when it is needed, because it would
-/// take twice the memory.
-std::vector<float> expansion(const TransformFormat& format, size_t begin, size_t end) {
-    std::vector<float> matrix((end - begin) * format.n_active);
-    for (size_t j = 0; j < format.n_active; ++j) {
-        for (size_t i = begin; i < end; ++i) {
-            matrix[(i - begin) * format.n_active + j] =
-                format.synthesis_unit * static_cast<float>(format.synthesis[(j / 2 * format.dim + i) * 2 + j % 2]);
+/// The largest of the integers that stand for levels. Few levels need few: then rows of few bits, which have small
+/// elements, are rounded no worse than the others.
+float largest_level(unsigned bits) {
+    constexpr std::array<float, kMaxBits + 1> kLargest = {127, 16, 32, 64, 127, 127, 127};
+    return kLargest[bits];
+}
+
+/// Where every component's levels are found.
+std::vector<TransformFormat::Lookup> make_lookups(const std::vector<uint8_t>& bits, size_t n_active) {
+    constexpr size_t kLookup = TransformFormat::kLookup;
+    constexpr size_t kTable = 16;
+    std::vector<TransformFormat::Lookup> lookups((n_active + kLookup - 1) / kLookup);
+    for (size_t u = 0; u < lookups.size(); ++u) {
+        TransformFormat::Lookup& lookup = lookups[u];
+        const auto bits_of = [&](size_t i) {
+            const size_t group = (u * kLookup + i) / kGroup;
+            return group < bits.size() ? bits[group] : uint8_t{0};
+        };
+        lookup.n_planes = bits_of(0);
+        std::array<std::vector<int8_t>, kLookup / kTable>
+            levels;  // of each 16 components, one alphabet after the other
+        for (size_t i = 0; i < kLookup; ++i) {
+            for (size_t plane = 0; plane < bits_of(i); ++plane) {
+                lookup.in_plane[plane] |= uint32_t{1} << i;
+            }
+            std::vector<int8_t>& of_block = levels[i / kTable];
+            const size_t n_levels = bits_of(i) == 0 ? 0 : size_t{2} << bits_of(i);
+            if (i % kTable == 0 || bits_of(i) != bits_of(i - 1)) {
+                lookup.first[i] = static_cast<uint8_t>(of_block.size());
+                for (size_t place = 0; place < n_levels; ++place) {
+                    const auto level = static_cast<float>(Trellis::levels(bits_of(i)).level[place]);
+                    of_block.push_back(static_cast<int8_t>(std::lround(level * largest_level(bits_of(i)) / 127.0F)));
+                }
+                of_block.resize(of_block.size() + (n_levels == 0 ? 4 : 0));  // zeros, whatever path bits say
+            } else {
+                lookup.first[i] = lookup.first[i - 1];
+            }
+        }
+        const size_t most = std::max(levels[0].size(), levels[1].size());
+        lookup.tables.resize((most + kTable - 1) / kTable * kLookup);
+        for (size_t block = 0; block < levels.size(); ++block) {
+            for (size_t i = 0; i < levels[block].size(); ++i) {
+                lookup.tables[i / kTable * kLookup + block * kTable + i % kTable] = levels[block][i];
+            }
         }
     }
-    return matrix;
+    return lookups;
 }
 
 }  // namespace
@@ -329,14 +500,15 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
     format_.n_active = kGroup * format_.plane_bytes[0];
     energy_.reserve(format_.n_active);
     format_.analysis_unit.reserve(format_.n_active);
-    std::vector<float> synthesis(format_.n_active * dim);  // [n_active / 2, dim, 2]
+    std::vector<float> synthesis(format_.n_active * dim);
     std::vector<float> analysis(dim * format_.n_active);
+    std::vector<float> size_of_level;  // [n_active], in deviations
     for (size_t begin = 0, size = 0; begin < format_.n_active; begin += size) {
         const uint8_t bits = format_.bits[begin / kGroup];
         const auto equal = std::ranges::count(format_.bits, bits);
         const auto first = std::ranges::find(format_.bits, bits) - format_.bits.begin();
         size = std::bit_floor(kGroup * static_cast<size_t>(first + equal) - begin);
-        const float unit = Trellis::levels(bits).unit;
+        const float unit = Trellis::levels(bits).unit * 127.0F / largest_level(bits);
         const float gain = unbias_gain(Trellis::levels(bits).loss, unbias);
         const auto block = variance.subspan(begin, size);
         const float mean = std::accumulate(block.begin(), block.end(), 0.0F) / static_cast<float>(size);
@@ -359,11 +531,25 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         for (size_t k = 0; k < size; ++k) {
             const size_t j = begin + k;
             for (size_t i = 0; i < dim; ++i) {
-                synthesis[(j / 2 * dim + i) * 2 + j % 2] = gain * up[k * dim + i];
+                synthesis[j * dim + i] = gain * up[k * dim + i];
                 analysis[i * format_.n_active + j] = down[k * dim + i];
             }
         }
+        size_of_level.insert(size_of_level.end(), size, gain * unit);
     }
+    round_synthesis(synthesis);
+    // Codes are of what the rounded rows E + S mean: to first order their inverse is A - A E A.
+    for (size_t j = 0; j < format_.n_active; ++j) {
+        for (size_t i = 0; i < dim; ++i) {
+            const float rounded =
+                format_.unit[i] * static_cast<float>(format_.synthesis[TransformFormat::place(dim, j, i)]);
+            synthesis[j * dim + i] = (rounded - synthesis[j * dim + i]) / size_of_level[j];
+        }
+    }
+    std::vector<float> product(format_.n_active * format_.n_active), correction(analysis.size());
+    gemm_scores(synthesis.data(), format_.n_active, dim, analysis.data(), format_.n_active, product.data());
+    gemm_scores(analysis.data(), dim, format_.n_active, product.data(), format_.n_active, correction.data());
+    std::ranges::transform(analysis, correction, analysis.begin(), std::minus<>());
     for (size_t j = 0; j < format_.n_active; ++j) {
         float largest = 1e-30F;
         for (size_t i = 0; i < dim; ++i) {
@@ -376,14 +562,10 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         format_.analysis.push_back(
             static_cast<int16_t>(std::lround(analysis[i] / format_.analysis_unit[i % format_.n_active])));
     }
-    // Sums of kMaxDim products with levels stay below 2^31.
-    constexpr float kLargest = 16383.0F;
-    const auto [lowest, highest] = std::ranges::minmax(synthesis);
-    format_.synthesis_unit = std::max(-lowest, highest) / kLargest;
-    format_.synthesis.reserve(synthesis.size());
-    std::ranges::transform(synthesis, std::back_inserter(format_.synthesis), [&](float v) {
-        return static_cast<int16_t>(std::lround(format_.synthesis_unit == 0.0F ? 0.0F : v / format_.synthesis_unit));
-    });
+    format_.lookups = make_lookups(format_.bits, format_.n_active);
+#if HWY_ARCH_X86
+    format_.has_vnni = (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+#endif
     for (int i = 1; i < 256; ++i) {
         format_.scales[static_cast<size_t>(i)] =
             static_cast<float>(std::exp2(static_cast<double>(i - kUnitScale) / kStepsPerOctave));
@@ -393,6 +575,28 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         bits[j] = format_.bits[j / kGroup];
     }
     trellis_ = TrellisEncoder(std::move(bits), energy_);
+}
+
+/// synthesis: [n_active, dim].
+void TransformCodec::round_synthesis(std::span<const float> synthesis) {
+    constexpr float kLargest = 127.0F;  // sums of kMaxDim products with levels stay far below 2^31
+    const size_t dim = format_.dim;
+    format_.synthesis.resize(synthesis.size());
+    format_.unit.resize(dim);
+    format_.column_sum.resize(dim);
+    for (size_t i = 0; i < dim; ++i) {
+        float largest = 0.0F;
+        for (size_t j = 0; j < format_.n_active; ++j) {
+            largest = std::max(largest, std::abs(synthesis[j * dim + i]));
+        }
+        format_.unit[i] = largest / kLargest;
+        for (size_t j = 0; j < format_.n_active; ++j) {
+            const float units = largest == 0.0F ? 0.0F : synthesis[j * dim + i] / format_.unit[i];
+            const auto rounded = static_cast<int8_t>(std::lround(units));
+            format_.synthesis[TransformFormat::place(dim, j, i)] = rounded;
+            format_.column_sum[i] += rounded;
+        }
+    }
 }
 
 double TransformCodec::expected_loss(std::span<const float> variance, size_t code_bytes) {
@@ -413,9 +617,13 @@ std::string TransformCodec::describe() const {
 }
 
 size_t TransformCodec::fixed_bytes() const {
-    return sizeof(format_) + format_.bits.size() +
-           sizeof(int16_t) * (format_.synthesis.size() + format_.analysis.size()) +
-           sizeof(float) * (format_.analysis_unit.size() + 2 * energy_.size()) + format_.n_active;
+    size_t bytes =
+        sizeof(format_) + format_.bits.size() + format_.synthesis.size() + sizeof(int16_t) * format_.analysis.size() +
+        sizeof(float) * (format_.analysis_unit.size() + 2 * format_.dim + 2 * energy_.size()) + format_.n_active;
+    for (const TransformFormat::Lookup& lookup : format_.lookups) {
+        bytes += sizeof(lookup) + lookup.tables.size();
+    }
+    return bytes;
 }
 
 void TransformCodec::encode(const float* x, size_t n, std::byte* codes) const {
@@ -467,20 +675,20 @@ void TransformCodec::decode_part(const std::byte* codes, size_t first, size_t n,
     const auto* code = reinterpret_cast<const uint8_t*>(codes) + first * format_.code_bytes;
     for (size_t begin = 0; begin < n; begin += kChunk) {
         HWY_DYNAMIC_DISPATCH(decode_rows)
-        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin), part.begin, part.size,
-         x + begin * part.size);
+        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin),
+         {part.begin, part.size, x + begin * part.size});
     }
 }
 
 void TransformCodec::prepare_part(const float* q, size_t lanes, size_t begin, size_t end, Part part,
                                   float* table) const {
-    const std::vector<float> matrix = expansion(format_, part.begin, part.begin + part.size);
     for (size_t j = begin; j < end; ++j) {
         float* row = table + j * lanes;
         std::fill_n(row, lanes, 0.0F);
-        for (size_t i = 0; j < format_.n_active && i < part.size; ++i) {
+        for (size_t i = part.begin; j < format_.n_active && i < part.begin + part.size; ++i) {
+            const int8_t element = format_.synthesis[TransformFormat::place(format_.dim, j, i)];
             for (size_t lane = 0; lane < lanes; ++lane) {
-                row[lane] += matrix[i * format_.n_active + j] * q[lane * part.size + i];
+                row[lane] += format_.unit[i] * static_cast<float>(element) * q[lane * part.size + i - part.begin];
             }
         }
     }
@@ -488,34 +696,17 @@ void TransformCodec::prepare_part(const float* q, size_t lanes, size_t begin, si
 
 void TransformCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                            float* s) const {
-    alignas(64) std::array<float, kChunk * kMaxDim> y;
-    for (size_t begin = 0; begin < rows.size(); begin += kChunk, s += kChunk * lanes) {
-        const auto chunk = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
-        HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, reinterpret_cast<const uint8_t*>(codes), chunk, y.data());
-        gemm_scores(y.data(), chunk.size(), format_.n_active, table, lanes, s);
-    }
+    HWY_DYNAMIC_DISPATCH(score_rows)(format_, table, lanes, reinterpret_cast<const uint8_t*>(codes), rows, s);
 }
 
 void TransformCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                                 float* acc) const {
-    alignas(64) std::array<float, kChunk * kMaxDim> y;
-    for (size_t begin = 0; begin < rows.size(); begin += kChunk, p += kChunk * lanes) {
-        const auto chunk = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
-        HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, reinterpret_cast<const uint8_t*>(codes), chunk, y.data());
-        gemm_values(y.data(), chunk.size(), format_.n_active, p, lanes, acc);
-    }
+    HWY_DYNAMIC_DISPATCH(accumulate_rows)(format_, p, lanes, reinterpret_cast<const uint8_t*>(codes), rows, acc);
 }
 
 void TransformCodec::finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part,
                                  float* out) const {
-    const std::vector<float> matrix = expansion(format_, part.begin + begin, part.begin + end);
-    std::vector<float> expanded((end - begin) * lanes);
-    gemm_scores(matrix.data(), end - begin, format_.n_active, acc, lanes, expanded.data());
-    for (size_t i = begin; i < end; ++i) {
-        for (size_t lane = 0; lane < lanes; ++lane) {
-            out[lane * part.size + i] += expanded[(i - begin) * lanes + lane];
-        }
-    }
+    HWY_DYNAMIC_DISPATCH(expand)(format_, acc, lanes, part.begin + begin, part.begin + end, out + begin, part.size);
 }
 
 TransformHead::TransformHead(std::shared_ptr<const TransformCodec> all, size_t head, size_t n_heads)

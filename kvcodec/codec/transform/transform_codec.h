@@ -25,6 +25,7 @@ namespace kvcodec {
 /// components in order, the others what trellis.h calls the rest.
 struct TransformFormat {
     static constexpr size_t kGroup = 8;
+    static constexpr size_t kQuad = 4;  ///< rows of the synthesis side by side
     static constexpr size_t kMaxDim = 512;
     static constexpr size_t kMaxBits = Trellis::kMaxBits;
     static constexpr float kMostSpread = 16.0F;  ///< of a block's variances, below their mean
@@ -35,11 +36,27 @@ struct TransformFormat {
     size_t code_bytes = 0;
     std::array<size_t, kMaxBits> plane_bytes{};
     std::vector<uint8_t> bits;         ///< [dim / kGroup]
-    std::vector<int16_t> synthesis;    ///< [n_active / 2, dim, 2]: rows 2i and 2i + 1 side by side
-    float synthesis_unit = 0.0F;       ///< of its integers, for levels as 8-bit integers
+    std::vector<int8_t> synthesis;     ///< [n_active / kQuad, dim, kQuad]: kQuad rows side by side
+    std::vector<float> unit;           ///< [dim], of the synthesis' integers, for levels as 8-bit integers
+    std::vector<int32_t> column_sum;   ///< [dim], of the synthesis' integers over all rows
     std::vector<int16_t> analysis;     ///< [dim, n_active]: column j turns x into row j's share, in deviations
     std::vector<float> analysis_unit;  ///< [n_active], of its integers
     std::array<float, 256> scales{};   ///< by scale byte; 0 for byte 0
+
+    /// How kLookup components at a time get their levels: their places, counted from where their own tables start,
+    /// choose from a few tables of 16. Components without bits get the level 0.
+    static constexpr size_t kLookup = 32;
+    struct Lookup {
+        std::array<uint32_t, kMaxBits> in_plane{};  ///< by plane: components that have a bit there
+        size_t n_planes = 0;
+        std::array<uint8_t, kLookup> first{};  ///< of a component's levels in the tables
+        std::vector<int8_t> tables;            ///< [n, kLookup]: entries 16i + k for component 16b + j at [i, 16b + k]
+    };
+    std::vector<Lookup> lookups;
+    bool has_vnni = false;  ///< whether the processor can add products of bytes
+
+    /// Of element i of row j in the synthesis.
+    static size_t place(size_t dim, size_t j, size_t i) { return (j / kQuad * dim + i) * kQuad + j % kQuad; }
 };
 
 /// The bits are those that a greedy search finds to lose least of the variance (reverse water-filling, in groups).
@@ -103,6 +120,8 @@ class TransformCodec final : public Codec {
     void finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part, float* out) const;
 
   private:
+    void round_synthesis(std::span<const float> synthesis);
+
     TransformFormat format_;
     std::vector<float> energy_;  // [n_active]: of a component's share, mean of its block
     TrellisEncoder trellis_;

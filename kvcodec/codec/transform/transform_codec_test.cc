@@ -64,6 +64,18 @@ struct Source {
     std::vector<float> variance;
 };
 
+/// What to pass to SetSupportedTargetsForTest(): each instruction set, and AVX-512 with products of bytes, which has no
+/// target of its own.
+std::vector<int64_t> targets() {
+    std::vector<int64_t> all = hwy::SupportedAndGeneratedTargets();
+#if HWY_ARCH_X86
+    if ((hwy::SupportedTargets() & HWY_AVX3_DL) != 0) {
+        all.push_back(HWY_AVX3_DL | HWY_AVX3);
+    }
+#endif
+    return all;
+}
+
 std::vector<std::byte> encode(const Codec& codec, const std::vector<float>& x) {
     const size_t n = x.size() / codec.dim();
     std::vector<std::byte> codes(n * codec.code_bytes() + Codec::kCodeSlackBytes, std::byte{0x55});
@@ -151,10 +163,10 @@ TEST_P(TransformCodecTest, BytesMeanWhatTheHeaderSays) {
     const size_t dim = GetParam();
     for (const double decay : {0.97, 0.6}) {
         Source source(dim, decay, 3);
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        for (const int64_t target : targets()) {
             hwy::SetSupportedTargetsForTest(target);
             for (const size_t code_bytes : {size_t{2}, size_t{4}, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1}) {
-                SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+                SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
                 const TransformCodec codec(source.basis, source.variance, code_bytes, true);
                 const size_t n = 1 + source.rng() % 70;
                 const std::vector<float> x = source.draw(n, 0.3F);
@@ -165,8 +177,8 @@ TEST_P(TransformCodecTest, BytesMeanWhatTheHeaderSays) {
                         reference_row(codec.format(), source,
                                       reinterpret_cast<const uint8_t*>(codes.data()) + row * codec.code_bytes());
                     for (size_t i = 0; i < dim; ++i) {
-                        // The synthesis is rounded to 1/16383 of its largest element.
-                        ASSERT_NEAR(decoded[row * dim + i], expected[i], 2e-3) << "row " << row << ", element " << i;
+                        // The synthesis is rounded to 1/127 of its largest element.
+                        ASSERT_NEAR(decoded[row * dim + i], expected[i], 2e-2) << "row " << row << ", element " << i;
                     }
                 }
             }
@@ -180,11 +192,11 @@ TEST_P(TransformCodecTest, TargetsAgreeAndPartsAreThoseOfTheWhole) {
     const size_t n = 67;
     const std::vector<float> x = source.draw(n);
     for (size_t code_bytes = 2; code_bytes <= TransformCodec::max_code_bytes(dim); code_bytes += 5) {
-        const TransformCodec codec(source.basis, source.variance, code_bytes, true);
         std::vector<float> first;
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+        for (const int64_t target : targets()) {
+            SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
             hwy::SetSupportedTargetsForTest(target);
+            const TransformCodec codec(source.basis, source.variance, code_bytes, true);
             const std::vector<std::byte> codes = encode(codec, x);
             const std::vector<float> whole = decode(codec, codes, n);
             if (first.empty()) {
@@ -210,7 +222,7 @@ TEST_P(TransformCodecTest, LosesWhatIsExpected) {
         const double error = relative_error(x, decode(codec, encode(codec, x), 2000));
         const double expected = TransformCodec::expected_loss(source.variance, code_bytes);
         EXPECT_LT(error, before);
-        EXPECT_LT(error, 1.03 * expected);  // the scale adapts, which helps
+        EXPECT_LT(error, 1.05 * expected);  // the scale adapts, which helps; the synthesis is rounded
         EXPECT_GT(error, 0.75 * expected);
         before = error;
     }
@@ -232,12 +244,12 @@ TEST_P(TransformCodecTest, CodeSpaceAgreesWithDecodedRows) {
     const size_t dim = GetParam();
     Source source(dim, 0.95, 13);
     std::normal_distribution<float> normal;
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : targets()) {
         hwy::SetSupportedTargetsForTest(target);
         for (size_t round = 0; round < 6; ++round) {
             const size_t lanes = 4 * (1 + source.rng() % 4);
             const size_t code_bytes = 2 + source.rng() % (TransformCodec::max_code_bytes(dim) - 1);
-            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+            SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
             const TransformCodec codec(source.basis, source.variance, code_bytes, false);
             ASSERT_EQ(codec.space(), dim);
             const std::vector<float> x = source.draw(64);
@@ -290,8 +302,8 @@ TEST_P(TransformCodecTest, HeadsArePartsOfTheWhole) {
         const std::vector<std::byte> codes = encode(*all, x);
         std::vector<uint16_t> rows(n);
         std::iota(rows.begin(), rows.end(), uint16_t{0});
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
-            SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", bytes " + std::to_string(code_bytes));
+        for (const int64_t target : targets()) {
+            SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
             hwy::SetSupportedTargetsForTest(target);
             const std::vector<float> whole = decode(*all, codes, n);
             for (size_t head = 0; head < n_heads; ++head) {

@@ -63,6 +63,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 constexpr size_t kQuad = TransformFormat::kQuad;
 constexpr size_t kLookup = TransformFormat::kLookup;
+constexpr size_t kWideLookup = TransformFormat::kWideLookup;
 
 /// Levels of kLookup components, from their places on top of where their tables start.
 template <class D>
@@ -83,6 +84,56 @@ HWY_INLINE hn::Vec<D> look_up(D bytes, const TransformFormat::Lookup& lookup, si
     }
     return levels;
 }
+
+// Newer AVX-512 chooses among 128 bytes and adds products of four bytes in one instruction (VBMI, VNNI). Highway has no
+// target for it here. Not by intrinsics: these would need a target too, and GCC 12 copies all sums around a product.
+#undef KVCODEC_BYTE_INSTRUCTIONS
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+#define KVCODEC_BYTE_INSTRUCTIONS 1
+namespace byte_instructions {
+
+/// Bytes of the table [128] at the low seven bits of each index.
+HWY_INLINE __m512i choose(__m512i index, __m512i lower, __m512i upper) {
+    asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(lower), "vm"(upper));
+    return index;
+}
+
+/// sum += a . b, four unsigned and signed bytes each.
+HWY_INLINE void add_products(__m512i a, __m512i b, __m512i& sum) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "vm"(b));
+}
+
+void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
+    unsigned history = 0;
+    for (size_t first = 0; first < format.n_active; first += kWideLookup, levels += kWideLookup) {
+        const TransformFormat::WideLookup& lookup = format.wide_lookups[first / kWideLookup];
+        const uint8_t* HWY_RESTRICT from = code + first / 8;
+        uint64_t bits = 0;
+        std::memcpy(&bits, from, sizeof(bits));
+        __m512i place = _mm512_loadu_si512(lookup.first.data());
+        place = _mm512_mask_add_epi8(place, Trellis::low(bits, history), place, _mm512_set1_epi8(1));
+        place = _mm512_mask_add_epi8(place, Trellis::high(bits, history), place, _mm512_set1_epi8(2));
+        history = Trellis::history_after(bits);
+        for (size_t plane = 1; plane < lookup.n_planes; ++plane) {
+            from += format.plane_bytes[plane - 1];
+            std::memcpy(&bits, from, sizeof(bits));
+            const __m512i bit = _mm512_set1_epi8(static_cast<char>(2U << plane));
+            place = _mm512_mask_add_epi8(place, bits & lookup.in_plane[plane], place, bit);
+        }
+        const int8_t* HWY_RESTRICT table = lookup.table.data();
+        __m512i found = choose(place, _mm512_loadu_si512(table), _mm512_loadu_si512(table + 64));
+        if (lookup.is_long) {
+            const __m512i above = choose(place, _mm512_loadu_si512(table + 128), _mm512_loadu_si512(table + 192));
+            found = _mm512_mask_mov_epi8(found, _mm512_movepi8_mask(place), above);
+        }
+        _mm512_storeu_si512(levels, found);
+    }
+}
+
+}  // namespace byte_instructions
+#else
+#define KVCODEC_BYTE_INSTRUCTIONS 0
+#endif
 
 /// Levels of one code, kLookup at a time.
 void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
@@ -121,10 +172,16 @@ struct Chunk {
     HWY_ALIGN std::array<int8_t, kChunk * kMaxDim> levels;
 
     level_rows::LevelRows load(const TransformFormat& format, const uint8_t* codes, std::span<const uint16_t> rows) {
-        const size_t stride = format.lookups.size() * kLookup;
+        const size_t stride = (format.n_active + kWideLookup - 1) / kWideLookup * kWideLookup;
         for (size_t i = 0; i < rows.size(); ++i) {
             const uint8_t* code = codes + rows[i] * format.code_bytes;
             scale[i] = format.scales[code[format.code_bytes - 1]];
+#if KVCODEC_BYTE_INSTRUCTIONS
+            if (format.has_byte_instructions) {
+                byte_instructions::unpack_levels(format, code, levels.data() + i * stride);
+                continue;
+            }
+#endif
             unpack_levels(format, code, levels.data() + i * stride);
         }
         // The lanes' tables have rows of zeros for components without bits, whose levels are zero too.
@@ -212,16 +269,10 @@ void synthesise(const TransformFormat& format, const level_rows::LevelRows& rows
     }
 }
 
-// Newer AVX-512 adds products of four bytes in one instruction, for which Highway has no target of its own here.
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-namespace vnni {
+#if KVCODEC_BYTE_INSTRUCTIONS
+namespace byte_instructions {
 
 constexpr size_t kWide = 16;
-
-/// sum += a . b, four unsigned and signed bytes each. Not by intrinsic: GCC 12 copies all sums before and after.
-HWY_INLINE void add_products(__m512i a, __m512i b, __m512i& sum) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "vm"(b));
-}
 
 /// As above, with levels moved to 0 to 255, of kVectors * kWide elements.
 template <size_t kRows, size_t kVectors>
@@ -293,11 +344,11 @@ void synthesise(const TransformFormat& format, const level_rows::LevelRows& rows
     }
 }
 
-}  // namespace vnni
+}  // namespace byte_instructions
 
 void synthesise_best(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
-    if (format.has_vnni) {
-        vnni::synthesise(format, rows, columns);
+    if (format.has_byte_instructions) {
+        byte_instructions::synthesise(format, rows, columns);
     } else {
         synthesise(format, rows, columns);
     }
@@ -424,6 +475,11 @@ float largest_level(unsigned bits) {
     return kLargest[bits];
 }
 
+int8_t level_of(unsigned bits, size_t place) {
+    const auto level = static_cast<float>(Trellis::levels(bits).level[place]);
+    return static_cast<int8_t>(std::lround(level * largest_level(bits) / 127.0F));
+}
+
 /// Where every component's levels are found.
 std::vector<TransformFormat::Lookup> make_lookups(const std::vector<uint8_t>& bits, size_t n_active) {
     constexpr size_t kLookup = TransformFormat::kLookup;
@@ -447,8 +503,7 @@ std::vector<TransformFormat::Lookup> make_lookups(const std::vector<uint8_t>& bi
             if (i % kTable == 0 || bits_of(i) != bits_of(i - 1)) {
                 lookup.first[i] = static_cast<uint8_t>(of_block.size());
                 for (size_t place = 0; place < n_levels; ++place) {
-                    const auto level = static_cast<float>(Trellis::levels(bits_of(i)).level[place]);
-                    of_block.push_back(static_cast<int8_t>(std::lround(level * largest_level(bits_of(i)) / 127.0F)));
+                    of_block.push_back(level_of(bits_of(i), place));
                 }
                 of_block.resize(of_block.size() + (n_levels == 0 ? 4 : 0));  // zeros, whatever path bits say
             } else {
@@ -462,6 +517,31 @@ std::vector<TransformFormat::Lookup> make_lookups(const std::vector<uint8_t>& bi
                 lookup.tables[i / kTable * kLookup + block * kTable + i % kTable] = levels[block][i];
             }
         }
+    }
+    return lookups;
+}
+
+std::vector<TransformFormat::WideLookup> make_wide_lookups(const std::vector<uint8_t>& bits, size_t n_active) {
+    constexpr size_t kWideLookup = TransformFormat::kWideLookup;
+    std::vector<TransformFormat::WideLookup> lookups((n_active + kWideLookup - 1) / kWideLookup);
+    for (size_t i = 0; i < lookups.size() * kWideLookup; ++i) {
+        TransformFormat::WideLookup& lookup = lookups[i / kWideLookup];
+        const size_t at = i % kWideLookup;
+        const auto bits_of = [&](size_t j) { return j / kGroup < bits.size() ? bits[j / kGroup] : uint8_t{0}; };
+        for (size_t plane = 0; plane < bits_of(i); ++plane) {
+            lookup.in_plane[plane] |= uint64_t{1} << at;
+        }
+        if (at == 0) {
+            lookup.n_planes = bits_of(i);
+        } else {
+            // Alphabets of fewer bits follow; the last, of none, has four levels 0.
+            const bool is_new = bits_of(i) != bits_of(i - 1);
+            lookup.first[at] = static_cast<uint8_t>(lookup.first[at - 1] + (is_new ? size_t{2} << bits_of(i - 1) : 0));
+        }
+        for (size_t place = 0; bits_of(i) != 0 && place < size_t{2} << bits_of(i); ++place) {
+            lookup.table[lookup.first[at] + place] = level_of(bits_of(i), place);
+        }
+        lookup.is_long = lookup.first[at] + (size_t{2} << bits_of(i)) > 128;
     }
     return lookups;
 }
@@ -564,8 +644,11 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
     }
     format_.lookups = make_lookups(format_.bits, format_.n_active);
 #if HWY_ARCH_X86
-    format_.has_vnni = (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+    format_.has_byte_instructions = (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
 #endif
+    if (format_.has_byte_instructions) {
+        format_.wide_lookups = make_wide_lookups(format_.bits, format_.n_active);
+    }
     for (int i = 1; i < 256; ++i) {
         format_.scales[static_cast<size_t>(i)] =
             static_cast<float>(std::exp2(static_cast<double>(i - kUnitScale) / kStepsPerOctave));
@@ -623,6 +706,7 @@ size_t TransformCodec::fixed_bytes() const {
     for (const TransformFormat::Lookup& lookup : format_.lookups) {
         bytes += sizeof(lookup) + lookup.tables.size();
     }
+    bytes += format_.wide_lookups.size() * sizeof(TransformFormat::WideLookup);
     return bytes;
 }
 

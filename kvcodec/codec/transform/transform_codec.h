@@ -53,7 +53,17 @@ struct TransformFormat {
         std::vector<int8_t> tables;            ///< [n, kLookup]: entries 16i + k for component 16b + j at [i, 16b + k]
     };
     std::vector<Lookup> lookups;
-    bool has_vnni = false;  ///< whether the processor can add products of bytes
+    /// The same for kWideLookup at a time, for processors that choose among 128 bytes in one instruction.
+    static constexpr size_t kWideLookup = 64;
+    struct WideLookup {
+        std::array<uint64_t, kMaxBits> in_plane{};
+        size_t n_planes = 0;
+        std::array<uint8_t, kWideLookup> first{};
+        std::array<int8_t, 256> table{};
+        bool is_long = false;  ///< whether more than 128 of the table are in use
+    };
+    std::vector<WideLookup> wide_lookups;
+    bool has_byte_instructions = false;  ///< VNNI and VBMI of AVX-512
 
     /// Of element i of row j in the synthesis.
     static size_t place(size_t dim, size_t j, size_t i) { return (j / kQuad * dim + i) * kQuad + j % kQuad; }

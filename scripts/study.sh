@@ -75,6 +75,6 @@ else
         --together 8 --cache "$own"
     part "GSM8K" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 --max-tokens 224 --parallel 16 \
         --cache "$own"
-    part "Speed" --suite speed,components --cache "q8_0,q4_0,$own" --depths 0,2048,4096 --sequences 1,4
+    part "Speed" --suite speed,components --cache "q8_0,$own" --depths 0,2048,4096 --sequences 1,4
 fi
 echo "$work/$name.md"

@@ -221,7 +221,7 @@ void KvCache::make_whole(Layer& layer) {
         pass_through(layer, fmt::format("its {} cells are not a multiple of {}", layer.k->ne[1], LayerStore::kBlock));
     } else {
         layer.store = std::make_unique<LayerStore>(n_cells_, static_cast<size_t>(layer.k->ne[0]),
-                                                   static_cast<size_t>(layer.v->ne[0]), options_.release);
+                                                   static_cast<size_t>(layer.v->ne[0]), options_.release, arena_);
     }
 }
 
@@ -930,7 +930,7 @@ std::string KvCache::Totals::Mean::text(const char* of) const {
 
 KvCache::Totals KvCache::totals() const {
     Totals totals;
-    totals.resident_bytes = fixed_bytes() + attention_.scratch_bytes();
+    totals.resident_bytes = fixed_bytes() + attention_.scratch_bytes() + arena_->idle_bytes();
     for (const auto& [index, layer] : layers_) {
         if (layer.store != nullptr) {
             const size_t f16 = row_bytes(layer.k) + row_bytes(layer.v);

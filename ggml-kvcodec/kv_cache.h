@@ -144,6 +144,7 @@ class KvCache {
     Options options_;
     std::shared_ptr<CodecChoice> choice_;
     Reservation& memory_;
+    std::shared_ptr<CodeArena> arena_ = std::make_shared<CodeArena>();
     uint32_t window_;
     uint32_t sinks_;
     std::map<int32_t, Layer> layers_;

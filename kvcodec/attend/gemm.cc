@@ -116,8 +116,7 @@ HWY_INLINE void dots(const float* HWY_RESTRICT a, size_t m, size_t k, const floa
 
 void scores(const float* a, size_t m, size_t k, const float* b, size_t lanes, float* c) {
     // Fewer lanes than a vector has elements would leave most of it empty.
-    constexpr size_t kFewRows = 8;
-    if (lanes < hn::Lanes(level_rows::Wide()) && m >= kFewRows && k % 16 == 0 && k <= level_rows::kMaxDim) {
+    if (lanes < hn::Lanes(level_rows::Wide()) && k % 16 == 0 && k <= level_rows::kMaxDim) {
         HWY_ALIGN float tile[level_rows::kLaneTile * level_rows::kMaxDim];
         for (size_t lane = 0; lane < lanes; lane += level_rows::kLaneTile) {
             level_rows::transpose_tile(b + lane, lanes, k, tile);

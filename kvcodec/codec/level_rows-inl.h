@@ -1,4 +1,5 @@
-// Products of rows of 8-bit levels with lanes. Included once per SIMD target, from inside its namespace's file.
+// Products of rows of 8-bit levels with lanes, and what else has few lanes. Included by files that are compiled once
+// per SIMD target.
 #if defined(KVCODEC_CODEC_LEVEL_ROWS_INL_H) == defined(HWY_TARGET_TOGGLE)
 #ifdef KVCODEC_CODEC_LEVEL_ROWS_INL_H
 #undef KVCODEC_CODEC_LEVEL_ROWS_INL_H

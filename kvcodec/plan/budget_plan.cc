@@ -131,7 +131,8 @@ size_t planned_fixed_bytes(const Artifact& artifact, const std::map<uint32_t, La
         for (const SideArtifact* side : {&layer.k, &layer.v}) {
             bytes += (side->mean.size() + (plan.empty() ? side->directions.size() : 0)) * sizeof(float);
             if (planned != plan.end() && !(side == &layer.k ? planned->second.k : planned->second.v).scalar_bits) {
-                bytes += 2 * layer.n_head_kv * side->dim * side->width() * sizeof(int16_t);  // there and back
+                // There in 16 bits, back in 8.
+                bytes += layer.n_head_kv * side->dim * side->width() * (sizeof(int16_t) + sizeof(int8_t));
             }
         }
     }

@@ -161,7 +161,7 @@ TEST(BudgetPlan, JointHeadsShareACode) {
     EXPECT_EQ(scalar.k.n_codes, kHeads);
     EXPECT_EQ(scalar.k.bytes(), kHeads * scalar.k.code_bytes);
     EXPECT_EQ(planned_fixed_bytes(joint, {{0, {{std::nullopt, 49, 1}, {3, 25, kHeads}}}}),
-              2 * kHeads * kDim * kHeads * kDim * sizeof(int16_t));
+              kHeads * kDim * kHeads * kDim * (sizeof(int16_t) + sizeof(int8_t)));
 }
 
 TEST(BudgetPlan, LatentsGetTheMostBitsThatFit) {

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
@@ -47,13 +48,21 @@ void decode_written(const Codec& codec, const std::vector<std::byte>& codes, siz
 
 static_assert(VariableBlock::kRows == LayerStore::kBlock);
 
-LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory)
+static_assert(CodeArena::kSlackBytes >= Codec::kCodeSlackBytes);
+
+LayerStore::LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory,
+                       std::shared_ptr<CodeArena> arena)
     : n_cells_(n_cells),
       k_row_(k_row),
       v_row_(v_row),
       state_(n_cells),
       dense_blocks_((n_cells + kBlock - 1) / kBlock),
-      pool_((k_row + v_row) * sizeof(uint16_t), n_cells, release_memory) {}
+      pool_((k_row + v_row) * sizeof(uint16_t), n_cells, release_memory),
+      arena_(std::move(arena)) {}
+
+LayerStore::~LayerStore() {
+    give_back_codes();
+}
 
 void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     const auto check = [&](const std::vector<std::shared_ptr<const Codec>>& heads, const Codec& first) {
@@ -72,6 +81,7 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
         check(codecs.k_heads, *codecs.k);
         check(codecs.v_heads, *codecs.v);
     }
+    give_back_codes();
     geometry_ = geometry;
     codecs_ = std::move(codecs);
     if (!has_codecs()) {
@@ -82,17 +92,33 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
             (side == Side::kK ? variable_k_ : variable_v_).resize(dense_blocks_.size() * geometry.n_head_kv);
             continue;
         }
-        Reservation& codes = side == Side::kK ? codes_k_ : codes_v_;
-        codes = Reservation(n_cells_ * codes_per_cell(side) * codec(side).code_bytes() + Codec::kCodeSlackBytes);
-        codes.use_small_pages();
+        (side == Side::kK ? codes_k_ : codes_v_).resize(dense_blocks_.size());
+    }
+}
+
+void LayerStore::reserve_codes(size_t cell) {
+    for (const Side side : {Side::kK, Side::kV}) {
+        std::vector<std::byte*>& blocks = side == Side::kK ? codes_k_ : codes_v_;
+        if (!codec(side).is_variable() && blocks[cell / kBlock] == nullptr) {
+            blocks[cell / kBlock] = arena_->take(block_bytes(side));
+        }
+    }
+}
+
+void LayerStore::give_back_codes() {
+    for (const Side side : {Side::kK, Side::kV}) {
+        for (std::byte*& block : side == Side::kK ? codes_k_ : codes_v_) {
+            if (block != nullptr) {
+                arena_->give_back(std::exchange(block, nullptr), block_bytes(side));
+            }
+        }
     }
 }
 
 std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {
-    const Reservation& memory = side == Side::kK ? codes_k_ : codes_v_;
-    const size_t code_of_cell = head / codec(side).joint_heads();
-    const size_t row = (cell / kBlock * codes_per_cell(side) + code_of_cell) * kBlock + cell % kBlock;
-    return memory.data() + row * codec(side).code_bytes();
+    std::byte* const block = (side == Side::kK ? codes_k_ : codes_v_)[cell / kBlock];
+    const size_t row = head / codec(side).joint_heads() * kBlock + cell % kBlock;
+    return block == nullptr ? nullptr : block + row * codec(side).code_bytes();
 }
 
 const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
@@ -101,9 +127,10 @@ const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
 }
 
 void LayerStore::prefetch_codes(Side side, size_t block, size_t head) const {
-    prefetch(codes(side, block, head), codec(side).is_variable()
-                                           ? variable_block(side, block * kBlock, head).resident_bytes()
-                                           : kBlock * codec(side).code_bytes());
+    if (const std::byte* first = codes(side, block, head)) {
+        prefetch(first, codec(side).is_variable() ? variable_block(side, block * kBlock, head).resident_bytes()
+                                                  : kBlock * codec(side).code_bytes());
+    }
 }
 
 uint16_t* LayerStore::make_dense(Side side, size_t cell) {
@@ -197,8 +224,7 @@ void LayerStore::clear() {
     evicted_ = {};
     n_coded_ = 0;
     n_emptied_ = 0;
-    codes_k_.release(0, codes_k_.size());
-    codes_v_.release(0, codes_v_.size());
+    give_back_codes();
     if (has_codecs()) {
         codecs_.k->forget();
         codecs_.v->forget();
@@ -364,6 +390,7 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
                     cells.subspan(first, std::min(batch, cells.size() - first))};
     };
     const size_t n_tasks = 2 * n_heads * n_batches;
+    std::ranges::for_each(cells, [&](uint32_t cell) { reserve_codes(cell); });
     std::vector<std::vector<std::byte>> waiting(n_tasks);  // codes that go into blocks which tasks share
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
@@ -520,6 +547,7 @@ void LayerStore::copy_cell(size_t from, size_t to) {
     }
     drop(to);
     if (is_in_coded_group(from)) {
+        reserve_codes(to);
         for (size_t head = 0; head < geometry_.n_head_kv; ++head) {  // joint codes are copied more than once
             for (const Side side : {Side::kK, Side::kV}) {
                 if (codec(side).is_variable()) {
@@ -551,11 +579,17 @@ void LayerStore::copy_cell(size_t from, size_t to) {
 }
 
 size_t LayerStore::resident_bytes() const {
-    size_t bytes = pool_.resident_bytes() + codes_k_.resident_bytes() + codes_v_.resident_bytes() + state_.size() +
+    size_t bytes = pool_.resident_bytes() + (codes_k_.size() + codes_v_.size()) * sizeof(std::byte*) + state_.size() +
                    shift_.size() * sizeof(int32_t) + evicted_.size() * sizeof(uint64_t) +
                    dense_blocks_.size() * sizeof(dense_blocks_[0]);
     for (const auto& block : dense_blocks_) {
         bytes += block == nullptr ? 0 : sizeof(DenseBlock);
+    }
+    const auto n_blocks = [](const std::vector<std::byte*>& blocks) {
+        return blocks.size() - static_cast<size_t>(std::ranges::count(blocks, nullptr));
+    };
+    if (has_codecs()) {
+        bytes += n_blocks(codes_k_) * block_bytes(Side::kK) + n_blocks(codes_v_) * block_bytes(Side::kV);
     }
     for (const auto* blocks : {&variable_k_, &variable_v_}) {
         bytes += blocks->size() * sizeof(VariableBlock);

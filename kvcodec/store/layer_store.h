@@ -14,8 +14,8 @@
 #include "kvcodec/codec/mean/rotating_mean.h"
 #include "kvcodec/codec/rope.h"
 #include "kvcodec/codec/variable_block.h"
+#include "kvcodec/store/code_arena.h"
 #include "kvcodec/store/dense_pool.h"
-#include "kvcodec/store/reservation.h"
 #include "kvcodec/threads.h"
 
 namespace kvcodec {
@@ -71,8 +71,12 @@ class LayerStore {
   public:
     static constexpr size_t kBlock = 64;
 
-    /// row lengths in elements: K row = n_head_kv * dim_k.
-    LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory);
+    /// row lengths in elements: K row = n_head_kv * dim_k. arena: of codes; the layers of a cache share one.
+    LayerStore(size_t n_cells, size_t k_row, size_t v_row, bool release_memory,
+               std::shared_ptr<CodeArena> arena = std::make_shared<CodeArena>());
+    ~LayerStore();
+    LayerStore(const LayerStore&) = delete;
+    LayerStore& operator=(const LayerStore&) = delete;
 
     /// Must come before encode() and evict(), and after the geometry is known.
     void set_codecs(const LayerGeometry& geometry, LayerCodecs codecs);
@@ -92,8 +96,8 @@ class LayerStore {
     /// Half-precision row of a dense cell.
     const uint16_t* dense_row(Side side, size_t cell) const;
 
-    /// Codes of the kBlock rows of one block and head, or of the heads that are coded together with it; null where
-    /// codes are variable and none was written.
+    /// Codes of the kBlock rows of one block and head, or of the heads that are coded together with it; null where none
+    /// was written.
     const std::byte* codes(Side side, size_t block, size_t head) const;
     /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
     void prefetch_codes(Side side, size_t block, size_t head) const;
@@ -151,6 +155,7 @@ class LayerStore {
     size_t dense_rows() const { return pool_.size(); }
     size_t coded_cells() const { return n_coded_; }
     size_t emptied_cells() const { return n_emptied_; }
+    /// Not what lies idle in the arena.
     size_t resident_bytes() const;
     /// Bytes per coded token: codes of all heads, K and V. Without codecs, of a dense row.
     size_t code_bytes_per_token() const;
@@ -163,7 +168,7 @@ class LayerStore {
     std::optional<double> mean_nonzeros(Side side) const;
     /// The part of it that codes use when this share of rows is salient.
     double used_bytes_per_token(double salient_share) const;
-    /// Salient rows per coded row; nothing before any is coded.
+    /// Salient rows per coded row, of codes of one length; nothing before any is coded.
     std::optional<double> salient_share() const;
     /// Coded rows (one head, one side) that gather() and read() rebuilt so far.
     uint64_t rows_rebuilt() const { return rows_rebuilt_.load(std::memory_order_relaxed); }
@@ -203,6 +208,11 @@ class LayerStore {
     /// Codes of one side of a cell: one for each head, or for each set of heads that are coded together.
     size_t codes_per_cell(Side side) const { return geometry_.n_head_kv / codec(side).joint_heads(); }
     size_t row_length(Side side) const { return side == Side::kK ? k_row_ : v_row_; }
+    /// Bytes of the codes of one block and side, where they are all of one length.
+    size_t block_bytes(Side side) const { return codes_per_cell(side) * kBlock * codec(side).code_bytes(); }
+    /// Makes room for the codes of a cell.
+    void reserve_codes(size_t cell);
+    void give_back_codes();
     std::byte* code(Side side, size_t cell, size_t head) const;
     bool is_in_coded_group(size_t cell) const;
     void decode_run(Side side, size_t block, size_t head, size_t first, size_t n, const int32_t* positions,
@@ -223,8 +233,10 @@ class LayerStore {
     };
     std::vector<std::unique_ptr<DenseBlock>> dense_blocks_;
     DensePool pool_;
-    Reservation codes_k_;  // of codes that are all of one length
-    Reservation codes_v_;
+    std::shared_ptr<CodeArena> arena_;
+    std::vector<std::byte*>
+        codes_k_;  // [blocks] of codes that are all of one length: [codes_per_cell, kBlock], or null
+    std::vector<std::byte*> codes_v_;
     std::vector<VariableBlock> variable_k_;  // [blocks, heads] of the others
     std::vector<VariableBlock> variable_v_;
     std::vector<uint64_t> evicted_;  // [blocks, heads], a bit a cell; empty until the first eviction

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <cstdint>
 #include <cstring>
 #include <utility>
 #include <vector>
@@ -23,16 +24,26 @@ std::pair<size_t, size_t> whole_pages(size_t offset, size_t bytes, size_t size) 
 
 }  // namespace
 
-Reservation::Reservation(size_t bytes) : bytes_((bytes + kPageBytes - 1) / kPageBytes * kPageBytes) {
+Reservation::Reservation(size_t bytes, size_t alignment) : bytes_((bytes + kPageBytes - 1) / kPageBytes * kPageBytes) {
     if (bytes_ == 0) {
         return;
     }
-    void* mapped = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    const size_t all = bytes_ + alignment - kPageBytes;
+    void* mapped = mmap(nullptr, all, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (mapped == MAP_FAILED) {
         throw Error(fmt::format("cannot reserve {} MiB of address space ({}); lower the context size", bytes_ >> 20,
                                 std::strerror(errno)));
     }
-    data_ = static_cast<std::byte*>(mapped);
+    // What lies before and behind the aligned part goes back.
+    auto* begin = static_cast<std::byte*>(mapped);
+    const size_t before = (alignment - reinterpret_cast<uintptr_t>(begin) % alignment) % alignment;
+    data_ = begin + before;
+    if (before != 0) {
+        munmap(begin, before);
+    }
+    if (const size_t behind = all - before - bytes_; behind != 0) {
+        munmap(data_ + bytes_, behind);
+    }
 }
 
 Reservation::~Reservation() {
@@ -69,6 +80,14 @@ void Reservation::protect(size_t offset, size_t bytes) {
 
 void Reservation::use_small_pages() {
     madvise(data_, bytes_, MADV_NOHUGEPAGE);
+}
+
+void Reservation::make_huge(size_t offset, size_t bytes) {
+#ifndef MADV_COLLAPSE
+    constexpr int MADV_COLLAPSE = 25;  // Linux 6.1
+#endif
+    madvise(data_ + offset, bytes, MADV_HUGEPAGE);
+    madvise(data_ + offset, bytes, MADV_COLLAPSE);
 }
 
 void Reservation::unprotect(size_t offset, size_t bytes) {

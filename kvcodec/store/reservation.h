@@ -11,7 +11,8 @@ class Reservation {
     static constexpr size_t kPageBytes = 4096;
 
     Reservation() = default;
-    explicit Reservation(size_t bytes);
+    /// alignment: of the first byte, a multiple of kPageBytes.
+    explicit Reservation(size_t bytes, size_t alignment = kPageBytes);
     ~Reservation();
     Reservation(Reservation&& other) noexcept;
     Reservation& operator=(Reservation&& other) noexcept;
@@ -28,6 +29,8 @@ class Reservation {
     /// Keeps the system from making huge pages of it: they would make memory that is touched here and there resident
     /// as a whole.
     void use_small_pages();
+    /// Makes huge pages of [offset, offset + bytes) now, whatever was touched, where the system can.
+    void make_huge(size_t offset, size_t bytes);
     /// Undoes protect() of the same range.
     void unprotect(size_t offset, size_t bytes);
     /// Bytes of pages in memory now.

@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <cstdint>
 #include <cstring>
 #include <utility>
 
@@ -11,6 +12,17 @@ namespace kvcodec {
 namespace {
 
 constexpr size_t kPage = Reservation::kPageBytes;
+
+TEST(Reservation, StartsWhereItIsAskedTo) {
+    for (const size_t alignment : {Reservation::kPageBytes, size_t{1} << 16, size_t{1} << 21}) {
+        Reservation memory(100'000, alignment);
+        EXPECT_EQ(reinterpret_cast<uintptr_t>(memory.data()) % alignment, 0U);
+        EXPECT_GE(memory.size(), 100'000U);
+        std::memset(memory.data(), 1, memory.size());
+        memory.make_huge(0, memory.size());
+        EXPECT_EQ(memory.data()[memory.size() - 1], std::byte{1});
+    }
+}
 
 TEST(Reservation, BecomesMemoryWhereTouched) {
     Reservation memory(100 * kPage - 5);

@@ -1,6 +1,9 @@
 """`kvcodec lowrank`: models with K and V projections of low rank, run by llama.cpp itself, and caches of latents."""
 
 import re
+import resource
+import sys
+import time
 import unittest
 
 import host
@@ -115,6 +118,20 @@ class LowRank(unittest.TestCase):
         out = self.lowrank("-m", host.MODEL, "--uniform", "--keep-k", "0.25", "--keep-v", "75%", "--per-head")
         self.assertEqual(len(re.findall(r"\| +16 of 64 .*\| +48 of 64 ", out)), 30)
         self.assertIn("50.0 %", out)
+
+    def test_shapes_of_large_models(self):
+        # Layers of an 8B and a 70B model: ten minutes for all 32 of the former would be 18 s each.
+        for name, n_embd, n_head, n_layer in (("8B", 4096, 32, 2), ("70B", 8192, 64, 1)):
+            with self.subTest(name):
+                path, artifact = host.WORK / "projections.gguf", host.WORK / "projections.lorc.gguf"
+                tiny_model.write_projections(path, host.MODEL, n_embd, n_head, 8, 128, n_layer)
+                start = time.monotonic()
+                self.lowrank("-m", path, "-o", artifact, "--keep", "60%")
+                seconds = (time.monotonic() - start) / n_layer
+                largest = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+                print(f"{name}: {seconds:.1f} s a layer, largest program so far {largest >> 10} MiB", file=sys.stderr)
+                self.assertLess(seconds, 18)
+                self.assertTrue(artifact.exists())
 
     def test_mistakes(self):
         def refused(code, words, *arguments):

@@ -87,6 +87,25 @@ class _Model:
                 file.write(data + b"\0" * (-len(data) % _ALIGNMENT))
 
 
+def write_projections(path, vocabulary_of, n_embd, n_head, n_head_kv, dim, n_layer):
+    """No model to run, but all that its K and V projections are: llama's metadata and these tensors, of any size."""
+    model = _Model("llama", vocabulary_of, seed=1)
+    model.set("context_length", 2048)
+    model.set("embedding_length", n_embd)
+    model.set("feed_forward_length", 4 * n_embd)
+    model.set("block_count", n_layer)
+    model.set("attention.head_count", n_head)
+    model.set("attention.head_count_kv", n_head_kv)
+    model.set("attention.layer_norm_rms_epsilon", 1e-5)
+    model.set("rope.dimension_count", dim)
+    model.set("rope.freq_base", 10000.0)
+    for layer in range(n_layer):
+        model.add_constant(f"blk.{layer}.attn_norm.weight", n_embd, 1.0)
+        for side in ("k", "v"):
+            model.add(f"blk.{layer}.attn_{side}.weight", (n_embd, n_head_kv * dim), n_embd**-0.5)
+    model.write(path)
+
+
 def write(path, vocabulary_of, architecture, n_head, n_head_kv, bias=False, rotated=None, seed=1):
     """A model of two layers at `path`: llama (RoPE of neighbours), qwen2 (of halves), stablelm (of `rotated`
     dimensions) or mpt (ALiBi, one tensor for Q, K and V). bias: of Q, K and V."""

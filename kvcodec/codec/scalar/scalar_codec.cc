@@ -363,6 +363,9 @@ void unpack_row(const ScalarFormat& format, const uint8_t* code, int8_t* levels)
     }
 }
 
+static_assert(kMaxDim <= level_rows::kMaxDim && kChunk <= level_rows::kMaxRows);
+static_assert(kGroup % level_rows::kStrideMultiple == 0);
+
 /// A few rows as levels, with their scales.
 struct Chunk {
     std::array<float, kChunk> scale;

@@ -94,13 +94,13 @@ namespace byte_instructions {
 
 /// Bytes of the table [128] at the low seven bits of each index.
 HWY_INLINE __m512i choose(__m512i index, __m512i lower, __m512i upper) {
-    asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(lower), "vm"(upper));
+    asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(lower), "v"(upper));
     return index;
 }
 
 /// sum += a . b, four unsigned and signed bytes each.
 HWY_INLINE void add_products(__m512i a, __m512i b, __m512i& sum) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "vm"(b));
+    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
 void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
@@ -145,7 +145,8 @@ void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT co
         // bits past the plane's end do no harm: their components have no levels
         uint32_t path = 0;
         std::memcpy(&path, code + first / 8, sizeof(path));
-        uint32_t plane[kMaxBits + 1] = {Trellis::low(path, history), Trellis::high(path, history)};
+        // Masks may be read as 8 bytes whatever their number of bits.
+        uint32_t plane[kMaxBits + 2] = {Trellis::low(path, history), Trellis::high(path, history)};
         history = Trellis::history_after(path);
         const uint8_t* HWY_RESTRICT from = code + first / 8;
         for (size_t p = 1; p < lookup.n_planes; ++p) {
@@ -165,6 +166,9 @@ void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT co
         }
     }
 }
+
+static_assert(kMaxDim <= level_rows::kMaxDim && kChunk <= level_rows::kMaxRows);
+static_assert(kWideLookup % level_rows::kStrideMultiple == 0 && kWideLookup % kLookup == 0);
 
 /// A few rows as levels, with their scales.
 struct Chunk {
@@ -674,7 +678,7 @@ void TransformCodec::round_synthesis(std::span<const float> synthesis) {
         }
         format_.unit[i] = largest / kLargest;
         for (size_t j = 0; j < format_.n_active; ++j) {
-            const float units = largest == 0.0F ? 0.0F : synthesis[j * dim + i] / format_.unit[i];
+            const float units = format_.unit[i] == 0.0F ? 0.0F : synthesis[j * dim + i] / format_.unit[i];
             const auto rounded = static_cast<int8_t>(std::lround(units));
             format_.synthesis[TransformFormat::place(dim, j, i)] = rounded;
             format_.column_sum[i] += rounded;

@@ -64,8 +64,8 @@ struct Source {
     std::vector<float> variance;
 };
 
-/// What to pass to SetSupportedTargetsForTest(): each instruction set, and AVX-512 with products of bytes, which has no
-/// target of its own.
+/// What to pass to SetSupportedTargetsForTest(): each instruction set, and AVX-512 with its newer byte instructions,
+/// which have no target of their own.
 std::vector<int64_t> targets() {
     std::vector<int64_t> all = hwy::SupportedAndGeneratedTargets();
 #if HWY_ARCH_X86
@@ -213,18 +213,21 @@ TEST_P(TransformCodecTest, TargetsAgreeAndPartsAreThoseOfTheWhole) {
 
 TEST_P(TransformCodecTest, LosesWhatIsExpected) {
     const size_t dim = GetParam();
-    Source source(dim, 0.95, 7);
-    const std::vector<float> x = source.draw(2000);
-    double before = 1.0;
-    for (const size_t code_bytes : {dim / 16 + 1, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1, dim / 2 + 1}) {
-        SCOPED_TRACE(code_bytes);
-        const TransformCodec codec(source.basis, source.variance, code_bytes, true);
-        const double error = relative_error(x, decode(codec, encode(codec, x), 2000));
-        const double expected = TransformCodec::expected_loss(source.variance, code_bytes);
-        EXPECT_LT(error, before);
-        EXPECT_LT(error, 1.05 * expected);  // the scale adapts, which helps; the synthesis is rounded
-        EXPECT_GT(error, 0.75 * expected);
-        before = error;
+    for (const double decay : {0.95, 0.8}) {
+        Source source(dim, decay, 7);
+        const std::vector<float> x = source.draw(2000);
+        double before = 1.0;
+        for (const size_t code_bytes : {dim / 16 + 1, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1, dim / 2 + 1}) {
+            SCOPED_TRACE(std::to_string(code_bytes) + " bytes, decay " + std::to_string(decay));
+            const TransformCodec codec(source.basis, source.variance, code_bytes, true);
+            const double error = relative_error(x, decode(codec, encode(codec, x), 2000));
+            const double expected = TransformCodec::expected_loss(source.variance, code_bytes);
+            EXPECT_LT(error, before);
+            // The scale adapts, which helps most where few components have all the bits; the synthesis is rounded.
+            EXPECT_LT(error, (dim < 64 ? 1.1 : 1.05) * expected);
+            EXPECT_GT(error, (decay < 0.9 ? 0.2 : 0.75) * expected);
+            before = error;
+        }
     }
 }
 
@@ -348,7 +351,7 @@ TEST_P(TransformCodecTest, HeadsArePartsOfTheWhole) {
     EXPECT_THROW(TransformHead(all, 0, 7), Error);
 }
 
-INSTANTIATE_TEST_SUITE_P(Sizes, TransformCodecTest, testing::Values(64, 80, 96, 128, 256));
+INSTANTIATE_TEST_SUITE_P(Sizes, TransformCodecTest, testing::Values(16, 64, 80, 96, 128, 256));
 
 TEST(TransformCodec, BitsFollowVarianceAndFillTheCode) {
     Source source(64, 0.8, 1);

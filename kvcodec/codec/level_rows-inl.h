@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <span>
 
 #include <hwy/highway.h>
 
@@ -185,6 +186,26 @@ inline void accumulate(const LevelRows& rows, const float* p, size_t lanes, floa
         for (size_t i = 0; i < rows.dim; i += 2 * hn::Lanes(Wide())) {
             accumulate_tile(rows, weights, i, acc + lane, lanes);
         }
+    }
+}
+
+/// The same for any number of a codec's rows: Chunk::load(format, codes, rows) makes LevelRows of up to kMaxRows.
+template <class Chunk, class Format>
+void score_all(const Format& format, const float* table, size_t lanes, const uint8_t* codes,
+               std::span<const uint16_t> rows, float* s) {
+    Chunk chunk;
+    for (size_t begin = 0; begin < rows.size(); begin += kMaxRows, s += kMaxRows * lanes) {
+        const auto part = rows.subspan(begin, std::min(kMaxRows, rows.size() - begin));
+        score(chunk.load(format, codes, part), table, lanes, s);
+    }
+}
+template <class Chunk, class Format>
+void accumulate_all(const Format& format, const float* p, size_t lanes, const uint8_t* codes,
+                    std::span<const uint16_t> rows, float* acc) {
+    Chunk chunk;
+    for (size_t begin = 0; begin < rows.size(); begin += kMaxRows, p += kMaxRows * lanes) {
+        const auto part = rows.subspan(begin, std::min(kMaxRows, rows.size() - begin));
+        accumulate(chunk.load(format, codes, part), p, lanes, acc);
     }
 }
 

@@ -363,7 +363,7 @@ void unpack_row(const ScalarFormat& format, const uint8_t* code, int8_t* levels)
     }
 }
 
-static_assert(kMaxDim <= level_rows::kMaxDim && kChunk <= level_rows::kMaxRows);
+static_assert(kMaxDim <= level_rows::kMaxDim && kChunk == level_rows::kMaxRows);
 static_assert(kGroup % level_rows::kStrideMultiple == 0);
 
 /// A few rows as levels, with their scales.
@@ -384,20 +384,12 @@ struct Chunk {
 
 void score_rows(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
                 std::span<const uint16_t> rows, float* s) {
-    Chunk chunk;
-    for (size_t begin = 0; begin < rows.size(); begin += kChunk, s += kChunk * lanes) {
-        const auto part = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
-        level_rows::score(chunk.load(format, codes, part), table, lanes, s);
-    }
+    level_rows::score_all<Chunk>(format, table, lanes, codes, rows, s);
 }
 
 void accumulate_rows(const ScalarFormat& format, const float* p, size_t lanes, const uint8_t* codes,
                      std::span<const uint16_t> rows, float* acc) {
-    Chunk chunk;
-    for (size_t begin = 0; begin < rows.size(); begin += kChunk, p += kChunk * lanes) {
-        const auto part = rows.subspan(begin, std::min(kChunk, rows.size() - begin));
-        level_rows::accumulate(chunk.load(format, codes, part), p, lanes, acc);
-    }
+    level_rows::accumulate_all<Chunk>(format, p, lanes, codes, rows, acc);
 }
 
 void decode_rows(const ScalarFormat& format, const uint8_t* code, size_t n, float* x) {

@@ -85,42 +85,17 @@ HWY_INLINE void product(Operand x, size_t rows, size_t steps, const float* b, si
     }
 }
 
-// Four lanes of c, two rows at a time: dot products along k with tile [4, k].
-HWY_INLINE void dots(const float* HWY_RESTRICT a, size_t m, size_t k, const float* HWY_RESTRICT tile, size_t lanes,
-                     float* HWY_RESTRICT c) {
-    constexpr size_t kRows = 2, kLanes = 4;
-    const level_rows::Wide d;
-    for (size_t row = 0; row < m; row += kRows) {
-        const float* HWY_RESTRICT x[kRows] = {a + row * k, a + std::min(row + 1, m - 1) * k};
-        hn::Vec<level_rows::Wide> sum[kRows][kLanes];
-        for (size_t r = 0; r < kRows; ++r) {
-            for (size_t lane = 0; lane < kLanes; ++lane) {
-                sum[r][lane] = hn::Zero(d);
-            }
-        }
-        for (size_t i = 0; i < k; i += hn::Lanes(d)) {
-            const auto x0 = hn::LoadU(d, x[0] + i);
-            const auto x1 = hn::LoadU(d, x[1] + i);
-            for (size_t lane = 0; lane < kLanes; ++lane) {
-                const auto y = hn::Load(d, tile + lane * k + i);
-                sum[0][lane] = hn::MulAdd(x0, y, sum[0][lane]);
-                sum[1][lane] = hn::MulAdd(x1, y, sum[1][lane]);
-            }
-        }
-        for (size_t r = 0; r < std::min(kRows, m - row); ++r) {
-            hn::StoreU(level_rows::sums_of_four(d, sum[r][0], sum[r][1], sum[r][2], sum[r][3]), level_rows::Quad(),
-                       c + (row + r) * lanes);
-        }
-    }
-}
-
 void scores(const float* a, size_t m, size_t k, const float* b, size_t lanes, float* c) {
     // Fewer lanes than a vector has elements would leave most of it empty.
     if (lanes < hn::Lanes(level_rows::Wide()) && k % 16 == 0 && k <= level_rows::kMaxDim) {
         HWY_ALIGN float tile[level_rows::kLaneTile * level_rows::kMaxDim];
         for (size_t lane = 0; lane < lanes; lane += level_rows::kLaneTile) {
             level_rows::transpose_tile(b + lane, lanes, k, tile);
-            dots(a, m, k, tile, lanes, c + lane);
+            for (size_t row = 0; row < m; row += 2) {
+                const size_t next = std::min(row + 1, m - 1);
+                level_rows::score_pair(tile, k, a + row * k, a + next * k, 1.0F, 1.0F, c + row * lanes + lane,
+                                       c + next * lanes + lane);
+            }
         }
         return;
     }

@@ -45,6 +45,11 @@ HWY_INLINE hn::Vec<D> load_levels(D d, const int8_t* levels) {
     return hn::ConvertTo(d, hn::PromoteTo(integers, hn::LoadU(bytes, levels)));
 }
 
+template <class D>
+HWY_INLINE hn::Vec<D> load_levels(D d, const float* levels) {
+    return hn::LoadU(d, levels);
+}
+
 /// Sum of all blocks of four.
 template <class D>
 HWY_INLINE hn::Vec<Quad> sum_quads(D d, hn::Vec<D> v) {
@@ -88,9 +93,10 @@ inline void transpose_tile(const float* HWY_RESTRICT table, size_t lanes, size_t
     }
 }
 
-/// Two rows of levels times four lanes tile [4, dim].
-inline void score_pair(const float* HWY_RESTRICT tile, size_t dim, const int8_t* HWY_RESTRICT levels0,
-                       const int8_t* HWY_RESTRICT levels1, float scale0, float scale1, float* s0, float* s1) {
+/// Two rows of levels, 8-bit integers or floats, times four lanes tile [4, dim].
+template <class T>
+HWY_INLINE void score_pair(const float* HWY_RESTRICT tile, size_t dim, const T* HWY_RESTRICT levels0,
+                           const T* HWY_RESTRICT levels1, float scale0, float scale1, float* s0, float* s1) {
     const Wide d;
     const Quad quad;
     auto s00 = hn::Zero(d);

@@ -2,31 +2,19 @@
 // shapes of two models. One thread.
 #include <benchmark/benchmark.h>
 
-#include <array>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <numeric>
 #include <vector>
 
-#include "bench/bench_codecs.h"
+#include "bench/bench_layers.h"
 #include "kvcodec/attend/attention.h"
-#include "kvcodec/codec/mean/rotating_mean.h"
-#include "kvcodec/codec/rope.h"
 #include "kvcodec/store/layer_store.h"
 
 namespace kvcodec {
 namespace {
 
 constexpr size_t kBlock = LayerStore::kBlock;
-
-/// One layer's heads: SmolLM2-135M and a 1.5B model with grouped queries.
-struct Shape {
-    size_t dim;
-    size_t n_head_kv;
-    size_t group;
-};
-constexpr std::array<Shape, 2> kShapes = {{{64, 3, 3}, {128, 2, 6}}};
 
 /// Rows of one block and head that are all coded.
 struct CodedBlock {
@@ -54,7 +42,7 @@ void set_codec_label(benchmark::State& state, const Codec& codec) {
 }
 
 void prepare(benchmark::State& state) {
-    const Shape& shape = kShapes[static_cast<size_t>(state.range(0))];
+    const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
     const auto codec = bench_codec(state.range(1), shape.dim);
     CodedBlock block(*codec, shape.group);
     for (auto _ : state) {
@@ -66,7 +54,7 @@ void prepare(benchmark::State& state) {
 }
 
 void score(benchmark::State& state) {
-    const Shape& shape = kShapes[static_cast<size_t>(state.range(0))];
+    const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
     const auto codec = bench_codec(state.range(1), shape.dim);
     CodedBlock block(*codec, shape.group);
     for (auto _ : state) {
@@ -79,7 +67,7 @@ void score(benchmark::State& state) {
 }
 
 void accumulate(benchmark::State& state) {
-    const Shape& shape = kShapes[static_cast<size_t>(state.range(0))];
+    const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
     const auto codec = bench_codec(state.range(1), shape.dim);
     CodedBlock block(*codec, shape.group);
     const std::vector<float> p(block.scores.size(), 1.0F / kBlock);
@@ -93,7 +81,7 @@ void accumulate(benchmark::State& state) {
 }
 
 void decode(benchmark::State& state) {
-    const Shape& shape = kShapes[static_cast<size_t>(state.range(0))];
+    const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
     const auto codec = bench_codec(state.range(1), shape.dim);
     const CodedBlock block(*codec, shape.group);
     std::vector<float> x(kBlock * shape.dim);
@@ -106,76 +94,18 @@ void decode(benchmark::State& state) {
     set_codec_label(state, *codec);
 }
 
-/// The transform codes keys before RoPE, heads apart (kTransform) or together (kJointTransform).
-constexpr int64_t kJointTransform = kBenchCodecs;
-
-LayerCodecs layer_codecs(int64_t number, const Shape& shape) {
-    if (number < kTransform) {
-        const auto codec = bench_codec(number, shape.dim);
-        return {codec, codec, {}, {}, {}};
-    }
-    LayerCodecs codecs;
-    if (number == kTransform) {
-        codecs.k = transform_codec(shape.dim, true);
-        codecs.v = transform_codec(shape.dim, false);
-    } else {
-        const auto all_k = transform_codec(shape.n_head_kv * shape.dim, true);
-        const auto all_v = transform_codec(shape.n_head_kv * shape.dim, false);
-        for (size_t head = 0; head < shape.n_head_kv; ++head) {
-            codecs.k_heads.push_back(std::make_shared<TransformHead>(all_k, head, shape.n_head_kv));
-            codecs.v_heads.push_back(std::make_shared<TransformHead>(all_v, head, shape.n_head_kv));
-        }
-        codecs.k = codecs.k_heads[0];
-        codecs.v = codecs.v_heads[0];
-    }
-    RopeParams params;
-    params.pairing = RopeParams::Pairing::kHalves;
-    params.n_dims = static_cast<uint32_t>(shape.dim);
-    params.freq_base = 1e5F;
-    codecs.rope = Rope(params, shape.dim);
-    codecs.rope_tables = std::make_shared<RopeTables>(codecs.rope);
-    codecs.k_plain_mean = random_rows(shape.n_head_kv * shape.dim, 6);
-    return codecs;
-}
-
 /// One layer's attention over a coded cache. Arguments: shape, codec, cells, query tokens.
 void attention(benchmark::State& state) {
-    const Shape& shape = kShapes[static_cast<size_t>(state.range(0))];
+    const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
     const auto n_cells = static_cast<size_t>(state.range(2));
     const auto n_tokens = static_cast<size_t>(state.range(3));
-    const size_t row = shape.n_head_kv * shape.dim;
-    const size_t n_head = shape.n_head_kv * shape.group;
-
-    LayerStore store(n_cells, row, row, true);
-    store.set_codecs({n_cells, shape.n_head_kv, shape.dim, shape.dim}, layer_codecs(state.range(1), shape));
-    std::vector<int32_t> positions(n_cells);
-    std::iota(positions.begin(), positions.end(), 0);
-    const std::vector<float> x = random_rows(kBlock * row, 4);
-    std::vector<uint32_t> cells(kBlock);
-    SingleThread team;
-    for (size_t block = 0; block < n_cells; block += kBlock) {
-        for (size_t i = 0; i < kBlock; ++i) {
-            cells[i] = static_cast<uint32_t>(block + i);
-            store.write(Side::kK, block + i, x.data() + i * row);
-            store.write(Side::kV, block + i, x.data() + (kBlock - 1 - i) * row);
-        }
-        store.encode(cells, positions.data(), team);
-    }
-
-    const std::vector<float> q = random_rows(n_tokens * n_head * shape.dim, 5);
+    const std::vector<float> k = random_rows(kBlock * shape.row(), 4), v = random_rows(kBlock * shape.row(), 7);
+    const CodedLayer layer(shape, layer_codecs(state.range(1), shape), n_cells, k, v);
+    const LayerStore& store = layer.store();
+    const std::vector<float> q = random_rows(n_tokens * shape.n_head() * shape.dim, 5);
     std::vector<float> out(q.size());
-    AttentionCall call;
-    call.q = q.data();
-    call.q_token_stride = shape.dim;
-    call.q_head_stride = n_tokens * shape.dim;
-    call.n_tokens = n_tokens;
-    call.n_head = n_head;
-    call.n_cells = n_cells;
-    call.scale = 0.125F;
-    call.out = out.data();
-    call.out_token_stride = n_head * shape.dim;
-    call.out_head_stride = shape.dim;
-    call.positions = positions.data();
+    const AttentionCall call = layer.call(q, {}, out);
+    SingleThread team;
     Attention attend;
     for (auto _ : state) {
         attend.run(store, call, team);

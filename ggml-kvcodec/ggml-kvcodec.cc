@@ -26,6 +26,7 @@
 #include "ggml-kvcodec/report.h"
 #include "kvcodec/error.h"
 #include "kvcodec/options.h"
+#include "kvcodec/target.h"
 
 namespace kvcodec::host {
 namespace {
@@ -614,6 +615,12 @@ extern "C" __attribute__((visibility("default"))) ggml_backend_reg_t ggml_backen
                                             "`make plugin LLAMA_SRC=<its source tree>`",
                                             KVCODEC_GGML_VERSION, ggml_version()));
         return nullptr;
+    }
+    try {
+        kvcodec::force_target_of_environment();
+    } catch (const kvcodec::Error& error) {
+        kvcodec::host::log_line(GGML_LOG_LEVEL_WARN,
+                                fmt::format("{}; taking {}", error.what(), kvcodec::target_name()));
     }
     return kvcodec::host::registry();
 }

@@ -2,7 +2,7 @@
 # Prints what low ranks of the K and V projections cost (LoRC) as Markdown tables: artifacts of `kvcodec lowrank`, read in
 # strict mode, beside the model's f16 cache. Takes an hour for a model of a billion parameters on two cores.
 #     scripts/low_rank.sh MODEL.gguf TEXT.txt [CONTEXT=512] [CHUNKS=4] [full|brief]
-# brief: fewer rows. THREADS: all by default.
+# brief: fewer rows. THREADS: all by default. SVG: file for the curve of all rows.
 source "$(dirname "$0")/common.sh"
 
 command -v time > /dev/null || die "GNU time is missing: apt install time"
@@ -30,14 +30,14 @@ make() {
     artifacts+=(-a "$work/$name")
 }
 
-# evaluate BITS...: all artifacts with latents of so many bits.
+# evaluate BITS...: all artifacts with latents of so many bits; prints these and those before them.
 evaluate() {
     local caches='' bits
     for bits in "$@"; do
         caches+="${caches:+,}kvcodec:codec=latent:bits=$bits:sinks=4"
     done
     "$kvcodec" eval -m "$model" "${artifacts[@]}" --suite kld --text "$text" --ctx-size "$context" --chunks "$chunks" \
-        --together 8 --threads "$threads" --cache "$caches" 2> "$work/log" || die "kvcodec eval failed: $(tail -1 "$work/log")"
+        --together 8 --threads "$threads" --cache "$caches" --json "$work/results" ${SVG:+--svg "$SVG"} 2> "$work/log" || die "kvcodec eval failed: $(tail -1 "$work/log")"
 }
 
 echo '| artifact | `kvcodec lowrank` | kept | time | peak memory |'
@@ -63,6 +63,6 @@ if [[ $plan == full ]]; then
     make weights-uniform-80 --keep 80% --uniform
 fi
 echo
-evaluate 16
+evaluate 16 > "$work/report"
 artifacts=("${quantised[@]}")
 evaluate 8 4 3

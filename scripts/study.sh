@@ -3,9 +3,9 @@
 # two cores; stopped and started again, it goes on where it was.
 #     scripts/study.sh MODEL.gguf NAME DATA [full|brief] [PARTS]
 # writes docs/results/NAME.json and .svg and build/study/NAME.md, the tables. DATA is a folder with texts
-# (wikitext2-valid.txt, moby-dick.txt, pud-french.txt), GSM8K (gsm8k-test.jsonl, gsm8k-train-400.jsonl) and key-value
-# retrieval (kv-retrieval-75.jsonl). brief: what a model of more than a billion parameters allows. PARTS is a pattern of
-# titles below, all by default. All but the speed can run beside other work, on fewer THREADS.
+# (wikitext2-valid.txt, moby-dick.txt, pud-french.txt) and GSM8K (gsm8k-test.jsonl, gsm8k-train-400.jsonl). brief: what
+# a model of more than a billion parameters allows. PARTS is a pattern of titles below, all by default. All but the speed
+# can run beside other work, on fewer THREADS.
 source "$(dirname "$0")/common.sh"
 
 [[ $# -ge 3 ]] || die "usage: scripts/study.sh MODEL.gguf NAME DATA [full|brief] [PARTS]"
@@ -59,10 +59,10 @@ if [[ $plan == full ]]; then
         --cache "q8_0,q4_0,kvcodec:26%:sinks=4,$own,$dictionary,$eviction"
     part "GSM8K" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 --max-tokens 192 --parallel 16 \
         --cache "$own"
-    part "Retrieval" --suite retrieval --tasks "$data/kv-retrieval-75.jsonl" --problems-limit 50 --max-tokens 64 \
+    part "Retrieval" --suite retrieval --ctx-size 1024 --problems-limit 20 --max-tokens 64 \
         --cache "q8_0,q4_0,$own,$eviction"
-    part "Needle" --suite needle --text "$data/moby-dick.txt" --ctx-size 1024 --ctx-size 2048 --cache "q4_0,$own,$eviction"
-    part "Variable tracking and frequent words" --suite ruler --ctx-size 1024 --ctx-size 2048 --problems-limit 25 \
+    part "Needle" --suite needle --text "$data/moby-dick.txt" --ctx-size 512 --ctx-size 1024 --cache "q4_0,$own,$eviction"
+    part "Variable tracking and frequent words" --suite ruler --ctx-size 1024 --problems-limit 10 \
         --cache "q4_0,$own,$eviction"
     part "Speed" --suite speed,components --cache "q8_0,q4_0,$own,$dictionary" --depths 0,1024,2048,4096,8192
 else
@@ -75,6 +75,11 @@ else
         --together 8 --cache "$own"
     part "GSM8K" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 --max-tokens 224 --parallel 16 \
         --cache "$own"
+    low_rank="$work/$name.lorc.gguf"
+    [[ -f $low_rank || ! "GSM8K with latents" =~ $parts ]] ||
+        "$kvcodec" lowrank -m "$model" -o "$low_rank" --keep 60% --basis data --measured > "$work/lowrank.txt"
+    artifact="$low_rank" part "GSM8K with latents" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 \
+        --max-tokens 224 --parallel 16 --cache kvcodec:codec=latent:bits=8,kvcodec:codec=latent:bits=4
     part "Speed" --suite speed,components --cache "q8_0,$own" --depths 0,2048,4096 --sequences 1,4
 fi
 echo "$work/$name.md"

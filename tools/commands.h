@@ -20,6 +20,7 @@ void add_run_command(CLI::App& app, std::vector<std::string> program);
 void add_train_command(CLI::App& app);
 void add_lowrank_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
+void add_bench_command(CLI::App& app);
 #endif
 
 }  // namespace kvcodec

@@ -8,6 +8,7 @@
 #include <utility>
 #include <vector>
 
+#include "kvcodec/target.h"
 #include "tools/commands.h"
 
 namespace {
@@ -38,6 +39,7 @@ int run(std::vector<std::string> arguments) {
     kvcodec::add_train_command(app);
     kvcodec::add_lowrank_command(app);
     kvcodec::add_eval_command(app);
+    kvcodec::add_bench_command(app);
 #endif
     try {
         std::ranges::reverse(arguments);  // as CLI11 wants them
@@ -54,6 +56,7 @@ int run(std::vector<std::string> arguments) {
 
 int main(int argc, char** argv) {
     try {
+        kvcodec::force_target_of_environment();
         const int code = run({argv + 1, argv + argc});
         if (std::fflush(stdout) != 0) {
             throw std::runtime_error("the output could not be written");

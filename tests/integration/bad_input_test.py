@@ -45,6 +45,15 @@ class BadInput(unittest.TestCase):
         self.assert_one_message(self.complete("artifact=/absent.kvc.gguf"), "nothing is compressed", "/absent.kvc.gguf")
         self.assert_refused("/absent.kvc.gguf", options=["--artifact", "/absent.kvc.gguf"])
 
+    def test_unknown_instruction_set(self):
+        result = host.with_plugin(
+            "llama-completion", "", *host.completion_arguments(PROMPT, 48, "-c", 1024), KVCODEC_TARGET="AVX9"
+        )
+        self.assertIn(ANSWER, result.out)
+        warnings = [line for line in result.messages() if "KVCODEC_TARGET" in line]
+        self.assertEqual(len(warnings), 1, result)
+        self.assertIn("KVCODEC_TARGET=AVX9: this machine has ", warnings[0])
+
     def test_truncated_artifact(self):
         path = self.changed_artifact("truncated", lambda data: data[: len(data) // 2])
         self.assert_one_message(self.complete(f"artifact={path}"), "nothing is compressed", str(path))

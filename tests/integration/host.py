@@ -83,11 +83,12 @@ def plain(name, *arguments):
     return execute([program(name), *arguments], clean_environment())
 
 
-def with_plugin(name, options, *arguments):
-    """The program with the plug-in loaded by hand; `options` is the text of KVCODEC."""
+def with_plugin(name, options, *arguments, **variables):
+    """The program with the plug-in loaded by hand; `options` is the text of KVCODEC, `variables` more of the
+    environment."""
     return execute(
         [program(name), *arguments],
-        clean_environment(GGML_BACKEND_PATH=str(PLUGIN), LLAMA_ARG_DEVICE="KVCODEC", KVCODEC=options),
+        clean_environment(GGML_BACKEND_PATH=str(PLUGIN), LLAMA_ARG_DEVICE="KVCODEC", KVCODEC=options, **variables),
     )
 
 

@@ -7,7 +7,6 @@
 #include <chrono>
 #include <ctime>
 #include <filesystem>
-#include <fstream>
 #include <memory>
 #include <string_view>
 #include <thread>
@@ -16,6 +15,7 @@
 #include "kvcodec/artifact/model_info.h"
 #include "kvcodec/error.h"
 #include "tools/commands.h"
+#include "tools/cpu_name.h"
 #include "tools/eval/evaluation.h"
 #include "tools/eval/report.h"
 #include "tools/plugin_path.h"
@@ -45,16 +45,6 @@ constexpr Suite kSuites[] = {
     {"speed", run_speed, "latency against depth, prompts, parallel sequences"},
     {"components", run_components, "where the time of a step's attention goes, at the deepest of --depths"},
 };
-
-std::string cpu_name() {
-    std::ifstream file("/proc/cpuinfo");
-    for (std::string line; std::getline(file, line);) {
-        if (line.starts_with("model name")) {
-            return line.substr(line.find(':') + 2);
-        }
-    }
-    return "unknown processor";
-}
 
 std::string today() {
     const std::time_t now = std::chrono::system_clock::to_time_t(std::chrono::system_clock::now());
@@ -224,7 +214,8 @@ void add_eval_command(CLI::App& app) {
     command->add_option("--seed", options->seed, "Seed of generated tasks")->capture_default_str();
     command->add_option("--json", options->json, "File of results; those already in it are not measured again");
     command->add_option("--html", options->html, "Page to write");
-    command->add_option("--svg", options->svg, "Curve of KLD against rate to write");
+    command->add_option("--svg", options->svg,
+                        "Curve of KLD against rate to write; against the layer, where each cache has one (layers=N)");
     command->add_option("--plugin", options->plugin, "Path of the plug-in [default: found beside kvcodec]");
     command->footer(
         "Suites:\n" + suites +

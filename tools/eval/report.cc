@@ -6,8 +6,11 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <regex>
 #include <set>
+#include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "ggml-kvcodec/report.h"
@@ -122,16 +125,40 @@ std::vector<Section> sections_of(const Json& document) {
     return sections;
 }
 
+/// The layer of a cache that compresses one alone ("...:layers=3"), and its name without it.
+std::optional<std::pair<std::string, double>> single_layer(const std::string& cache) {
+    static const std::regex kPattern(":layers=([0-9]+)(?=:|$)");
+    std::smatch match;
+    if (!std::regex_search(cache, match, kPattern)) {
+        return std::nullopt;
+    }
+    return std::pair(match.prefix().str() + match.suffix().str(), std::stod(match[1].str()));
+}
+
+/// Against rate, or against the layer where every cache compresses one layer alone.
 Chart kld_chart(const Section& section) {
-    Chart chart{"rate: bytes of a coded token, % of f16", "mean KLD to the f16 cache", true, {}};
+    Chart by_rate{"rate: bytes of a coded token, % of f16", "mean KLD to the f16 cache", true, {}};
+    Chart by_layer{"the only compressed layer", "mean KLD to the f16 cache", true, {}};
+    bool all_single = true;
     for (const Json& entry : section.entries) {
         const Json& r = entry["result"];
-        if (!r.value("refused", false)) {
-            chart.series.push_back(
-                {label_of(entry), {{100 * number(r, "rate"), number(r, "kld")}}, false, true, is_own(entry)});
+        if (r.value("refused", false)) {
+            continue;
+        }
+        by_rate.series.push_back(
+            {label_of(entry), {{100 * number(r, "rate"), number(r, "kld")}}, false, true, is_own(entry)});
+        const auto layer = single_layer(entry["cache"]);
+        all_single = all_single && layer;
+        if (layer) {
+            auto series = std::ranges::find(by_layer.series, layer->first, &ChartSeries::name);
+            if (series == by_layer.series.end()) {
+                by_layer.series.push_back({layer->first, {}});
+                series = by_layer.series.end() - 1;
+            }
+            series->points.emplace_back(layer->second, number(r, "kld"));
         }
     }
-    return chart;
+    return all_single && !by_layer.series.empty() ? by_layer : by_rate;
 }
 
 Table divergence_table(const Section& section) {

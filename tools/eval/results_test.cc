@@ -265,6 +265,17 @@ TEST(ReportTest, PageIsEscapedAndSelfContained) {
     EXPECT_NE(curve.find("q8_0"), std::string::npos);
 }
 
+TEST(ReportTest, CachesOfSingleLayersAreDrawnAgainstTheLayer) {
+    Json document = kld_document();
+    document["results"][0]["cache"] = "kvcodec:layers=0:sinks=4";
+    document["results"][1]["cache"] = "kvcodec:layers=1:sinks=4";
+    const std::string curve = kld_curve(document);
+    EXPECT_NE(curve.find("the only compressed layer"), std::string::npos);
+    EXPECT_NE(curve.find(">kvcodec:sinks=4</text>"), std::string::npos) << curve;
+    document["results"][1]["cache"] = "kvcodec:layers=1-2";
+    EXPECT_EQ(kld_curve(document).find("the only compressed layer"), std::string::npos);
+}
+
 TEST(ReportTest, NothingMeasuredIsAnEmptyReport) {
     const Json empty = {{"setting", kSetting}, {"results", Json::array()}};
     EXPECT_EQ(kld_curve(empty), "");

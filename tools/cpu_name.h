@@ -1,0 +1,10 @@
+// What the processor calls itself.
+#pragma once
+
+#include <string>
+
+namespace kvcodec {
+
+std::string cpu_name();
+
+}  // namespace kvcodec

@@ -61,7 +61,8 @@ if [[ $plan == full ]]; then
         --cache "$own"
     part "Retrieval" --suite retrieval --ctx-size 1024 --problems-limit 20 --max-tokens 64 \
         --cache "q8_0,q4_0,$own,$eviction"
-    part "Needle" --suite needle --text "$data/moby-dick.txt" --ctx-size 512 --ctx-size 1024 --cache "q4_0,$own,$eviction"
+    part "Needle" --suite needle --text "$data/moby-dick.txt" --ctx-size 512 --ctx-size 1024 --problems-limit 4 \
+        --cache "q4_0,$own,$eviction"
     part "Variable tracking and frequent words" --suite ruler --ctx-size 1024 --problems-limit 10 \
         --cache "q4_0,$own,$eviction"
     part "Speed" --suite speed,components --cache "q8_0,q4_0,$own,$dictionary" --depths 0,1024,2048,4096,8192

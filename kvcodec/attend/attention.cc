@@ -5,6 +5,7 @@
 #include <atomic>
 #include <chrono>
 #include <cmath>
+#include <limits>
 
 #include "kvcodec/attend/gemm.h"
 #include "kvcodec/attend/softmax.h"
@@ -19,13 +20,15 @@ constexpr size_t kBlock = LayerStore::kBlock;
 struct Running {
     float* max;
     float* sum;
-    float* coded;
+    float* dense;  // the part of `sum` that fell on dense rows
 
     static size_t floats(size_t lanes) { return 3 * Arena::round_up(lanes); }
-    void reset(size_t lanes) const {
-        std::fill_n(max, lanes, -INFINITY);
+    /// `count` lanes are in use; the others get no weight: kernels need not work for zeros.
+    void reset(size_t count, size_t lanes) const {
+        std::fill_n(max, count, -INFINITY);
+        std::fill_n(max + count, lanes - count, std::numeric_limits<float>::max());
         std::fill_n(sum, lanes, 0.0F);
-        std::fill_n(coded, lanes, 0.0F);
+        std::fill_n(dense, lanes, 0.0F);
     }
 };
 
@@ -220,7 +223,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         for (size_t head = first_head; head < n_heads && begin(member + 1) > head * n_blocks; ++head) {
             const Lanes lane_set = lanes_of(head);
             const Partial& partial = partials[member + head];
-            partial.running.reset(lanes);
+            partial.running.reset(lane_set.count(), lanes);
             std::fill_n(partial.acc, space_v * lanes, 0.0F);
             std::fill_n(partial.dense, geometry.dim_v * lanes, 0.0F);
             BlockMask mask(call, lane_set, bias_memory);
@@ -233,9 +236,11 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     continue;
                 }
                 const std::span<uint16_t> rows = mask.rows();
-                const auto coded_end = std::stable_partition(rows.begin(), rows.end(), [&](uint16_t row) {
+                const auto in_code_space = [&](uint16_t row) {
                     return store.is_coded(first_cell + row) && (store.shift(first_cell + row) == 0 || rebuilds_k);
-                });
+                };
+                const auto coded_end =
+                    store.is_plain(block) ? rows.end() : std::stable_partition(rows.begin(), rows.end(), in_code_space);
                 store.prefetch_codes(Side::kV, block, head);
                 if (b + 1 < last) {
                     store.prefetch_codes(Side::kK, block + 1, head);
@@ -270,18 +275,18 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 if (softmax_step(s, rows.size(), lanes, partial.running.max, partial.running.sum, correction)) {
                     scale_lanes(partial.acc, space_v, lanes, correction);
                     scale_lanes(partial.dense, geometry.dim_v, lanes, correction);
-                    scale_lanes(partial.running.coded, 1, lanes, correction);
+                    scale_lanes(partial.running.dense, 1, lanes, correction);
                 }
                 clock.lap(AttentionTimes::kSoftmax);
                 if (!coded.empty()) {
                     codecs.v_of(head).accumulate(s, lanes, store.codes(Side::kV, block, head), coded, partial.acc);
-                    add_weights(s, coded.size(), lanes, partial.running.coded);
                     clock.lap(AttentionTimes::kAccumulate);
                 }
                 if (!dense.empty()) {
                     store.gather(Side::kV, block, head, dense, call.positions, rows_memory);
                     gemm_values(rows_memory, dense.size(), geometry.dim_v, s + coded.size() * lanes, lanes,
                                 partial.dense);
+                    add_weights(s + coded.size() * lanes, dense.size(), lanes, partial.running.dense);
                     clock.lap(AttentionTimes::kDense);
                 }
             }
@@ -308,7 +313,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 scale_lanes(share.acc, space_v, lanes, factor.data());
                 scale_lanes(share.dense, geometry.dim_v, lanes, factor.data());
                 scale_lanes(share.running.sum, 1, lanes, factor.data());
-                scale_lanes(share.running.coded, 1, lanes, factor.data());
+                scale_lanes(share.running.dense, 1, lanes, factor.data());
                 if (first_share == nullptr) {
                     first_share = &share;
                     return;
@@ -321,10 +326,12 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 add(share.acc, space_v * lanes, first_share->acc);
                 add(share.dense, geometry.dim_v * lanes, first_share->dense);
                 add(share.running.sum, lanes, first_share->running.sum);
-                add(share.running.coded, lanes, first_share->running.coded);
+                add(share.running.dense, lanes, first_share->running.dense);
             });
             for (size_t lane = 0; lane < lane_set.count(); ++lane) {
                 float& sum = first_share->running.sum[lane];
+                // From here on `dense` holds what fell on codes.
+                first_share->running.dense[lane] = sum - first_share->running.dense[lane];
                 const float factor = join_sink(call, lane_set, lane, top[lane], sum);
                 // From here on `max` holds what turns accumulated values into the output.
                 first_share->running.max[lane] = sum > 0 ? factor / sum : 0.0F;
@@ -340,7 +347,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             shares(head, [&](const Partial& share) { total = total == nullptr ? &share : total; });
             float* out = heads[head].out;
             for (size_t lane = 0; lane < lanes; ++lane) {
-                const float coded = total->running.coded[lane];
+                const float coded = total->running.dense[lane];
                 for (size_t i = dim_begin; i < dim_end; ++i) {
                     const float mean = codecs.v_mean.empty() ? 0.0F : codecs.v_mean[head * geometry.dim_v + i];
                     out[lane * geometry.dim_v + i] = total->dense[i * lanes + lane] + coded * mean;
@@ -390,7 +397,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
             const size_t n_tokens = std::min(tile_tokens, call.n_tokens - first_token);
             const Lanes lane_set{head * group, group, first_token, n_tokens, pad_lanes(group * n_tokens)};
             const size_t lanes = lane_set.padded;
-            running.reset(lanes);
+            running.reset(lane_set.count(), lanes);
             std::fill_n(q, geometry.dim_k * lanes, 0.0F);
             std::fill_n(out, geometry.dim_v * lanes, 0.0F);
             for (size_t lane = 0; lane < lane_set.count(); ++lane) {

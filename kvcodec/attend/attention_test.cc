@@ -395,7 +395,8 @@ class Case {
                 for (size_t i = 0; i < shape_.dim_v; ++i) {
                     const size_t at = token * c.out_token_stride + head * c.out_head_stride + i;
                     written[at] = true;
-                    ASSERT_NEAR(out[at], expected_[(token * n_head() + head) * shape_.dim_v + i], 5e-5)
+                    // Products of bytes round queries and weights to 16 bits.
+                    ASSERT_NEAR(out[at], expected_[(token * n_head() + head) * shape_.dim_v + i], 2e-4)
                         << "token " << token << " head " << head << " element " << i;
                 }
             }

@@ -67,55 +67,82 @@ HWY_INLINE bool step_column(D d, float* s, size_t m, size_t lanes, float* max, f
     return !hn::AllTrue(d, rescale == hn::Set(d, 1.0F));
 }
 
-// Four lanes only: whole vectors hold several cells, so that the exponentials fill them.
-HWY_INLINE bool step_four_lanes(float* s, size_t m, float* max, float* sum, float* correction) {
-    const hn::CappedTag<float, 4> d4;
+// Lanes that whole vectors hold once or more: of several cells, so that the exponentials fill them.
+HWY_INLINE bool step_few_lanes(float* s, size_t m, size_t lanes, float* max, float* sum, float* correction) {
+    const hn::CappedTag<float, 4> quad;
     const hn::ScalableTag<float> d;
+    constexpr size_t kMaxWidth = HWY_MAX_BYTES / sizeof(float);
     const size_t width = hn::Lanes(d);
-    auto top = hn::LoadU(d4, max);
-    const auto old = top;
-    for (size_t i = 0; i < m; ++i) {
-        top = hn::Max(top, hn::LoadU(d4, s + 4 * i));
-    }
-    const auto minus_infinity = hn::Set(d4, -INFINITY);
-    const auto base = hn::IfThenElse(top == minus_infinity, hn::Zero(d4), top);
-    const auto rescale = hn::IfThenElseZero(old > minus_infinity, hn::Exp(d4, old - base));
-    alignas(64) float bases[HWY_MAX_BYTES / sizeof(float)];
-    for (size_t i = 0; i < width; i += 4) {
-        hn::StoreU(base, d4, bases + i);
-    }
-    const auto wide_base = hn::LoadU(d, bases);
+    const size_t n = m * lanes;
+    const size_t n_wide = n / width * width;
+    const auto minus_infinity = hn::Set(d, -INFINITY);
+    alignas(64) float buffer[kMaxWidth];
+    alignas(64) float bases[kMaxWidth];
+
+    auto top_even = minus_infinity;  // two chains: a maximum takes longer than a load
+    auto top_odd = minus_infinity;
     size_t i = 0;
-    auto wide_total = hn::Zero(d);
-    for (; i + width <= 4 * m; i += width) {
+    for (; i + 2 * width <= n; i += 2 * width) {
+        top_even = hn::Max(top_even, hn::LoadU(d, s + i));
+        top_odd = hn::Max(top_odd, hn::LoadU(d, s + i + width));
+    }
+    if (i < n_wide) {
+        top_even = hn::Max(top_even, hn::LoadU(d, s + i));
+    }
+    hn::Store(hn::Max(top_even, top_odd), d, buffer);
+    bool changed = false;
+    for (size_t lane = 0; lane < lanes; lane += hn::Lanes(quad)) {
+        const auto old = hn::LoadU(quad, max + lane);
+        auto top = old;
+        for (size_t part = lane; part < width; part += lanes) {
+            top = hn::Max(top, hn::LoadU(quad, buffer + part));
+        }
+        for (size_t k = n_wide + lane; k < n; k += lanes) {
+            top = hn::Max(top, hn::LoadU(quad, s + k));
+        }
+        // A lane that has seen nothing yet: subtracting 0 instead of -inf keeps exp(-inf - 0) = 0 and avoids NaN.
+        const auto base = hn::IfThenElse(top == hn::Set(quad, -INFINITY), hn::Zero(quad), top);
+        const auto rescale = hn::IfThenElseZero(old > hn::Set(quad, -INFINITY), hn::Exp(quad, old - base));
+        for (size_t part = lane; part < width; part += lanes) {
+            hn::StoreU(base, quad, bases + part);
+        }
+        hn::StoreU(top, quad, max + lane);
+        hn::StoreU(rescale, quad, correction + lane);
+        hn::StoreU(hn::LoadU(quad, sum + lane) * rescale, quad, sum + lane);
+        changed |= !hn::AllTrue(quad, rescale == hn::Set(quad, 1.0F));
+    }
+
+    const auto base = hn::Load(d, bases);
+    auto total = hn::Zero(d);
+    for (i = 0; i < n_wide; i += width) {
         const auto x = hn::LoadU(d, s + i);
-        const auto e = hn::IfThenElseZero(x > hn::Set(d, -INFINITY), hn::Exp(d, x - wide_base));
+        const auto e = hn::IfThenElseZero(x > minus_infinity, hn::Exp(d, x - base));
         hn::StoreU(e, d, s + i);
-        wide_total = wide_total + e;
-    }
-    alignas(64) float totals[HWY_MAX_BYTES / sizeof(float)];
-    hn::StoreU(wide_total, d, totals);
-    auto total = hn::LoadU(d4, sum) * rescale;
-    for (size_t part = 0; part < width; part += 4) {
-        total = total + hn::LoadU(d4, totals + part);
-    }
-    for (; i < 4 * m; i += 4) {
-        const auto x = hn::LoadU(d4, s + i);
-        const auto e = hn::IfThenElseZero(x > minus_infinity, hn::Exp(d4, x - base));
-        hn::StoreU(e, d4, s + i);
         total = total + e;
     }
-    hn::StoreU(top, d4, max);
-    hn::StoreU(total, d4, sum);
-    hn::StoreU(rescale, d4, correction);
-    return !hn::AllTrue(d4, rescale == hn::Set(d4, 1.0F));
+    hn::Store(total, d, buffer);
+    for (size_t lane = 0; lane < lanes; lane += hn::Lanes(quad)) {
+        auto lane_total = hn::LoadU(quad, sum + lane);
+        for (size_t part = lane; part < width; part += lanes) {
+            lane_total = lane_total + hn::LoadU(quad, buffer + part);
+        }
+        for (size_t k = n_wide + lane; k < n; k += lanes) {
+            const auto x = hn::LoadU(quad, s + k);
+            const auto e =
+                hn::IfThenElseZero(x > hn::Set(quad, -INFINITY), hn::Exp(quad, x - hn::LoadU(quad, bases + lane)));
+            hn::StoreU(e, quad, s + k);
+            lane_total = lane_total + e;
+        }
+        hn::StoreU(lane_total, quad, sum + lane);
+    }
+    return changed;
 }
 
 bool step_all(float* s, size_t m, size_t lanes, float* max, float* sum, float* correction) {
-    if (lanes == 4) {
-        return step_four_lanes(s, m, max, sum, correction);
-    }
     const hn::ScalableTag<float> wide;
+    if (hn::Lanes(wide) % lanes == 0 && lanes % 4 == 0) {
+        return step_few_lanes(s, m, lanes, max, sum, correction);
+    }
     const hn::CappedTag<float, 4> narrow;
     bool changed = false;
     size_t lane = 0;

@@ -7,6 +7,7 @@
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <numeric>
 #include <span>
 #include <vector>
 
@@ -111,6 +112,11 @@ class BlockMask {
             }
         }
         seen &= ~evicted;
+        if (seen == all) {
+            std::iota(rows_.begin(), rows_.end(), uint16_t{0});
+            n_rows_ = n;
+            return true;
+        }
         for (size_t row = 0; row < n; ++row) {
             if (((seen >> row) & 1) != 0) {
                 rows_[n_rows_++] = static_cast<uint16_t>(row);

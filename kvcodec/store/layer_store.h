@@ -92,6 +92,22 @@ class LayerStore {
     bool is_whole(size_t cell) const { return (state_[cell] & (kDenseK | kDenseV)) == (kDenseK | kDenseV); }
     bool is_coded(size_t cell) const { return (state_[cell] & kCoded) != 0; }
     /// Positions that a coded key was shifted by since it was coded.
+    /// Whether all cells of the block are coded, and no key is shifted.
+    bool is_plain(size_t block) const {
+        const size_t first = block * kBlock;
+        if (first + kBlock > n_cells_) {
+            return false;
+        }
+        uint8_t all = kCoded;
+        int32_t shifted = 0;
+        for (size_t i = 0; i < kBlock; ++i) {  // no early end: vectors do it
+            all &= state_[first + i];
+        }
+        for (size_t i = 0; i < kBlock && !shift_.empty(); ++i) {
+            shifted |= shift_[first + i];
+        }
+        return all == kCoded && shifted == 0;
+    }
     int32_t shift(size_t cell) const { return shift_.empty() ? 0 : shift_[cell]; }
     /// Half-precision row of a dense cell.
     const uint16_t* dense_row(Side side, size_t cell) const;

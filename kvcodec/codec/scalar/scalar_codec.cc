@@ -18,6 +18,7 @@
 #include <hwy/highway.h>
 
 #include "kvcodec/codec/level_rows-inl.h"
+#include "kvcodec/codec/scalar/byte_products.h"
 
 #ifndef KVCODEC_SCALAR_CODEC_ONCE
 #define KVCODEC_SCALAR_CODEC_ONCE
@@ -475,6 +476,9 @@ ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) : trellis_({},
     format_.bits = bits;
     format_.gain = unbias_gain(expected_loss(bits), unbias);
     format_.code_bytes = bytes_of(dim, bits);
+#if HWY_ARCH_X86
+    has_byte_products_ = byte_products::serve(format_);
+#endif
     double unit = kUniformRange / 127.0;
     if (bits != 8) {
         const Trellis::Levels& levels = Trellis::levels(bits);
@@ -559,11 +563,21 @@ void ScalarCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end
 
 void ScalarCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                         float* s) const {
+#if HWY_ARCH_X86
+    if (has_byte_products_) {
+        return byte_products::score(format_, table, lanes, bytes(codes), rows, s);
+    }
+#endif
     HWY_DYNAMIC_DISPATCH(score_rows)(format_, table, lanes, bytes(codes), rows, s);
 }
 
 void ScalarCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                              float* acc) const {
+#if HWY_ARCH_X86
+    if (has_byte_products_) {
+        return byte_products::accumulate(format_, p, lanes, bytes(codes), rows, acc);
+    }
+#endif
     HWY_DYNAMIC_DISPATCH(accumulate_rows)(format_, p, lanes, bytes(codes), rows, acc);
 }
 

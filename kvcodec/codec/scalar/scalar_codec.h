@@ -74,6 +74,7 @@ class ScalarCodec final : public Codec {
 
   private:
     ScalarFormat format_;
+    bool has_byte_products_ = false;
     TrellisEncoder trellis_;  // without elements for 8 bits
 };
 

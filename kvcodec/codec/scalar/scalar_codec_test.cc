@@ -9,6 +9,7 @@
 #include <numeric>
 #include <random>
 
+#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/error.h"
 
 namespace kvcodec {
@@ -148,15 +149,18 @@ TEST_P(ScalarCodecTest, RotationIsOrthonormal) {
 
 TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
     const std::vector<float> h = rotation(codec_);
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
+        const ScalarCodec codec(dim_, GetParam().bits);
+        // Products of bytes round queries and weights to 16 bits of the largest, about 4 here.
+        const double tolerance = (target & (target - 1)) == 0 ? 1e-4 : 3e-3;
         for (const size_t n : {1, 2, 7, 64, 70}) {
             const std::vector<float> x = random_vector(n * dim_, rng_);
-            const std::vector<std::byte> codes = encode(codec_, x);
-            const std::vector<double> y = reference_rotated(codec_.format(), codes, n);
+            const std::vector<std::byte> codes = encode(codec, x);
+            const std::vector<double> y = reference_rotated(codec.format(), codes, n);
             const std::vector<double> expected = rotate_back(y, h, dim_);
-            const std::vector<float> decoded = decode(codec_, codes, n);
+            const std::vector<float> decoded = decode(codec, codes, n);
             for (size_t i = 0; i < decoded.size(); ++i) {
                 ASSERT_NEAR(decoded[i], expected[i], 2e-6);
             }
@@ -171,26 +175,26 @@ TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
             for (const size_t lanes : {4, 8, 12, 32}) {
                 const std::vector<float> q = random_vector(lanes * dim_, rng_);
                 std::vector<float> table(dim_ * lanes, -7.0F);
-                codec_.prepare(q.data(), lanes, 0, 16, table.data());
+                codec.prepare(q.data(), lanes, 0, 16, table.data());
                 ASSERT_EQ(table[16 * lanes], -7.0F) << "wrote outside the slice";
-                codec_.prepare(q.data(), lanes, 16, dim_, table.data());
+                codec.prepare(q.data(), lanes, 16, dim_, table.data());
 
                 std::vector<float> s(rows.size() * lanes + 1, -7.0F);
-                codec_.score(table.data(), lanes, codes.data(), rows, s.data());
+                codec.score(table.data(), lanes, codes.data(), rows, s.data());
                 ASSERT_EQ(s.back(), -7.0F);
                 const std::vector<float> p = random_vector(rows.size() * lanes, rng_);
                 const std::vector<float> before = random_vector(dim_ * lanes, rng_);
                 std::vector<float> acc = before;
-                codec_.accumulate(p.data(), lanes, codes.data(), rows, acc.data());
+                codec.accumulate(p.data(), lanes, codes.data(), rows, acc.data());
                 const std::vector<float> out_before = random_vector(lanes * dim_, rng_);
                 std::vector<float> out = out_before;
-                codec_.finish(acc.data(), lanes, 16, dim_, out.data());
+                codec.finish(acc.data(), lanes, 16, dim_, out.data());
                 for (size_t lane = 0; lane < lanes; ++lane) {
                     for (size_t i = 0; i < 16; ++i) {
                         ASSERT_EQ(out[lane * dim_ + i], out_before[lane * dim_ + i]) << "wrote outside the slice";
                     }
                 }
-                codec_.finish(acc.data(), lanes, 0, 16, out.data());
+                codec.finish(acc.data(), lanes, 0, 16, out.data());
 
                 for (size_t lane = 0; lane < lanes; ++lane) {
                     std::vector<double> sum(dim_);
@@ -203,14 +207,14 @@ TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
                             product += q[lane * dim_ + j] * expected[rows[i] * dim_ + j];
                             sum[j] += double{p[i * lanes + lane]} * y[rows[i] * dim_ + j];
                         }
-                        ASSERT_NEAR(s[i * lanes + lane], product, 1e-4) << "row " << i << " lane " << lane;
+                        ASSERT_NEAR(s[i * lanes + lane], product, tolerance) << "row " << i << " lane " << lane;
                     }
                     for (size_t i = 0; i < dim_; ++i) {
-                        ASSERT_NEAR(acc[i * lanes + lane], sum[i], 1e-4) << "element " << i << " lane " << lane;
+                        ASSERT_NEAR(acc[i * lanes + lane], sum[i], tolerance) << "element " << i << " lane " << lane;
                     }
                     const std::vector<double> expansion = rotate_back(sum, h, dim_);
                     for (size_t i = 0; i < dim_; ++i) {
-                        ASSERT_NEAR(out[lane * dim_ + i], out_before[lane * dim_ + i] + expansion[i], 1e-4);
+                        ASSERT_NEAR(out[lane * dim_ + i], out_before[lane * dim_ + i] + expansion[i], 3 * tolerance);
                     }
                 }
             }

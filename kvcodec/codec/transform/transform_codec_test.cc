@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/codec/transform/inverse.h"
 #include "kvcodec/error.h"
 
@@ -63,18 +64,6 @@ struct Source {
     std::vector<float> basis;
     std::vector<float> variance;
 };
-
-/// What to pass to SetSupportedTargetsForTest(): each instruction set, and AVX-512 with its newer byte instructions,
-/// which have no target of their own.
-std::vector<int64_t> targets() {
-    std::vector<int64_t> all = hwy::SupportedAndGeneratedTargets();
-#if HWY_ARCH_X86
-    if ((hwy::SupportedTargets() & HWY_AVX3_DL) != 0) {
-        all.push_back(HWY_AVX3_DL | HWY_AVX3);
-    }
-#endif
-    return all;
-}
 
 std::vector<std::byte> encode(const Codec& codec, const std::vector<float>& x) {
     const size_t n = x.size() / codec.dim();
@@ -163,7 +152,7 @@ TEST_P(TransformCodecTest, BytesMeanWhatTheHeaderSays) {
     const size_t dim = GetParam();
     for (const double decay : {0.97, 0.6}) {
         Source source(dim, decay, 3);
-        for (const int64_t target : targets()) {
+        for (const int64_t target : test_targets()) {
             hwy::SetSupportedTargetsForTest(target);
             for (const size_t code_bytes : {size_t{2}, size_t{4}, dim / 8 + 1, dim / 4 + 1, dim * 3 / 8 + 1}) {
                 SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
@@ -193,7 +182,7 @@ TEST_P(TransformCodecTest, TargetsAgreeAndPartsAreThoseOfTheWhole) {
     const std::vector<float> x = source.draw(n);
     for (size_t code_bytes = 2; code_bytes <= TransformCodec::max_code_bytes(dim); code_bytes += 5) {
         std::vector<float> first;
-        for (const int64_t target : targets()) {
+        for (const int64_t target : test_targets()) {
             SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
             hwy::SetSupportedTargetsForTest(target);
             const TransformCodec codec(source.basis, source.variance, code_bytes, true);
@@ -247,7 +236,7 @@ TEST_P(TransformCodecTest, CodeSpaceAgreesWithDecodedRows) {
     const size_t dim = GetParam();
     Source source(dim, 0.95, 13);
     std::normal_distribution<float> normal;
-    for (const int64_t target : targets()) {
+    for (const int64_t target : test_targets()) {
         hwy::SetSupportedTargetsForTest(target);
         for (size_t round = 0; round < 6; ++round) {
             const size_t lanes = 4 * (1 + source.rng() % 4);
@@ -305,7 +294,7 @@ TEST_P(TransformCodecTest, HeadsArePartsOfTheWhole) {
         const std::vector<std::byte> codes = encode(*all, x);
         std::vector<uint16_t> rows(n);
         std::iota(rows.begin(), rows.end(), uint16_t{0});
-        for (const int64_t target : targets()) {
+        for (const int64_t target : test_targets()) {
             SCOPED_TRACE(std::string(hwy::TargetName(target & -target)) + ", bytes " + std::to_string(code_bytes));
             hwy::SetSupportedTargetsForTest(target);
             const std::vector<float> whole = decode(*all, codes, n);

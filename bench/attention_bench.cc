@@ -129,7 +129,8 @@ BENCHMARK(accumulate)->Apply(every_codec);
 BENCHMARK(decode)->Apply(every_codec);
 BENCHMARK(attention)
     ->ArgNames({"shape", "codec", "cells", "tokens"})
-    ->ArgsProduct({{0, 1}, {0, 1, 3, 4, kTransform, kJointTransform}, {4096, 16384, 131072}, {1}})
+    ->ArgsProduct(
+        {{0, 1}, {0, 1, 3, 4, kTransform, kJointTransform, kLatent, kJointLatent}, {4096, 16384, 131072}, {1}})
     ->ArgsProduct({{0, 1}, {0, 3, kTransform, kJointTransform}, {4096}, {64}})
     ->Unit(benchmark::kMicrosecond);
 

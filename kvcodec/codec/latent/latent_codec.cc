@@ -67,7 +67,9 @@ LatentSpace::LatentSpace(std::span<const float> directions, size_t n_heads, size
         throw Error("latents of rank " + std::to_string(rank) +
                     " are kept in f16 only; give bits=16, or take ranks by head");
     } else {
-        latents_ = std::make_shared<const ScalarCodec>(rank, bits, unbias);
+        const auto scalar = std::make_shared<const ScalarCodec>(rank, bits, unbias);
+        scalar_ = scalar.get();
+        latents_ = scalar;
         places = balanced_places(rank);
     }
     directions_.resize(directions.size());
@@ -75,6 +77,20 @@ LatentSpace::LatentSpace(std::span<const float> directions, size_t n_heads, size
         for (size_t head = 0; head < n_heads; ++head) {
             std::copy_n(&directions[i * width + head * dim], dim, &directions_[(head * rank + places[i]) * dim]);
         }
+    }
+    if (scalar_ != nullptr) {
+        for (size_t head = 0; head < n_heads; ++head) {
+            float* of_head = &directions_[head * rank * dim];
+            scalar_->prepare(transposed(of_head, rank, dim).data(), dim, 0, rank, of_head);
+        }
+    }
+}
+
+void LatentSpace::read(const std::byte* codes, size_t first, size_t n, float* y) const {
+    if (scalar_ == nullptr) {
+        latents_->decode(codes, first, n, y);
+    } else {
+        scalar_->decode_rotated(codes, first, n, y);
     }
 }
 
@@ -108,21 +124,21 @@ void LatentCodec::encode(const float* x, size_t n, std::byte* codes) const {
         gemm_scores(shared_->directions(head).data(), rank, dim, of_head.data(), columns, share.data());
         std::ranges::transform(sum, share, sum.begin(), std::plus<>());
     }
-    const std::vector<float> latents = transposed(sum.data(), rank, columns);
+    std::vector<float> latents(columns * rank);
+    shared_->latents().finish(sum.data(), columns, 0, rank, latents.data());
     shared_->latents().encode(latents.data(), n, codes);
 }
 
 void LatentCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
     std::vector<float> latents(n * shared_->rank());
-    shared_->latents().decode(codes, first, n, latents.data());
+    shared_->read(codes, first, n, latents.data());
     gemm_scores(latents.data(), n, shared_->rank(), shared_->directions(head_).data(), dim(), x);
 }
 
 void LatentCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
     const std::vector<float> columns = transposed(q, lanes, dim());
-    std::vector<float> latents(shared_->rank() * lanes);
-    gemm_scores(shared_->directions(head_).data(), shared_->rank(), dim(), columns.data(), lanes, latents.data());
-    shared_->latents().prepare(transposed(latents.data(), shared_->rank(), lanes).data(), lanes, begin, end, table);
+    gemm_scores(shared_->directions(head_).data() + begin * dim(), end - begin, dim(), columns.data(), lanes,
+                table + begin * lanes);
 }
 
 void LatentCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
@@ -137,14 +153,11 @@ void LatentCodec::accumulate(const float* p, size_t lanes, const std::byte* code
 
 void LatentCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
     const size_t rank = shared_->rank(), n = end - begin;
-    std::vector<float> latents(lanes * rank);
-    shared_->latents().finish(acc, lanes, 0, rank, latents.data());
-    const std::vector<float> weights = transposed(latents.data(), lanes, rank);
     std::vector<float> slice(rank * n), sums(n * lanes);
     for (size_t i = 0; i < rank; ++i) {
         std::copy_n(shared_->directions(head_).data() + i * dim() + begin, n, &slice[i * n]);
     }
-    gemm_values(slice.data(), rank, n, weights.data(), lanes, sums.data());
+    gemm_values(slice.data(), rank, n, acc, lanes, sums.data());
     for (size_t lane = 0; lane < lanes; ++lane) {
         for (size_t i = 0; i < n; ++i) {
             out[lane * dim() + begin + i] += sums[i * lanes + lane];

@@ -13,6 +13,8 @@
 
 namespace kvcodec {
 
+class ScalarCodec;
+
 /// The directions that the vectors of some KV heads, side by side as one, are projected on, and how the coordinates,
 /// the latents, are stored. What lies in none of the directions is lost.
 class LatentSpace {
@@ -31,10 +33,13 @@ class LatentSpace {
     size_t rank() const { return latents_->dim(); }
     /// What codes a vector of rank() latents.
     const Codec& latents() const { return *latents_; }
-    /// [rank, dim]: one head's part of each direction, in the order of the latents.
+    /// [rank, dim]: one head's part of what the elements of the latents' code space stand for, orthonormal as the
+    /// directions are.
     std::span<const float> directions(size_t head) const {
         return std::span(directions_).subspan(head * rank() * dim_, rank() * dim_);
     }
+    /// Rows [first, first + n) of codes as y [n, rank], elements of code space.
+    void read(const std::byte* codes, size_t first, size_t n, float* y) const;
     /// Bytes of a code of this many latents.
     static size_t code_bytes(size_t rank, unsigned bits);
 
@@ -42,12 +47,14 @@ class LatentSpace {
     size_t n_heads_;
     size_t dim_;
     std::shared_ptr<const Codec> latents_;
-    std::vector<float> directions_;  // [n_heads, rank, dim]
+    const ScalarCodec* scalar_ = nullptr;  // the same, but for f16
+    std::vector<float> directions_;        // [n_heads, rank, dim]
 };
 
 /// One head's view of latents: heads that share a LatentSpace share codes, and encode() takes the vectors of all of
-/// them. Code space is the latents', its table and accumulators cost a product with rank x dim directions once a step;
-/// keys before RoPE have none, they are rebuilt at a cost of rank x dim multiplications each.
+/// them. Code space is the latents' (of fewer bits than 16: rotated, as the scalar codec does it), its table and
+/// accumulators cost a product with rank x dim directions once a step; keys before RoPE have none, they are rebuilt at
+/// a cost of rank x dim multiplications each.
 class LatentCodec final : public Codec {
   public:
     LatentCodec(std::shared_ptr<const LatentSpace> space, size_t head, bool before_rope);

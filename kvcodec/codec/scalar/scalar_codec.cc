@@ -200,7 +200,7 @@ void hadamard_blocks(float* x, size_t dim) {
 }
 
 /// y = x * signs.
-void flip(const ScalarFormat& format, const float* HWY_RESTRICT x, float* HWY_RESTRICT y) {
+void flip(const ScalarFormat& format, const float* x, float* y) {
     const Wide d;
     for (size_t i = 0; i < format.dim; i += hn::Lanes(d)) {
         hn::StoreU(hn::Mul(hn::LoadU(d, x + i), hn::LoadU(d, format.signs.data() + i)), d, y + i);
@@ -393,18 +393,23 @@ void accumulate_rows(const ScalarFormat& format, const float* p, size_t lanes, c
     level_rows::accumulate_all<Chunk>(format, p, lanes, codes, rows, acc);
 }
 
-void decode_rows(const ScalarFormat& format, const uint8_t* code, size_t n, float* x) {
+void decode_rotated_rows(const ScalarFormat& format, const uint8_t* code, size_t n, float* y) {
     const Wide d;
     HWY_ALIGN int8_t levels[kMaxDim];
-    HWY_ALIGN float y[kMaxDim];
-    for (size_t row = 0; row < n; ++row, code += format.code_bytes, x += format.dim) {
+    for (size_t row = 0; row < n; ++row, code += format.code_bytes, y += format.dim) {
         unpack_row(format, code, levels);
         const auto scale = hn::Set(d, format.scales[code[format.code_bytes - 1]]);
         for (size_t i = 0; i < format.dim; i += hn::Lanes(d)) {
-            hn::Store(hn::Mul(level_rows::load_levels(d, levels + i), scale), d, y + i);
+            hn::StoreU(hn::Mul(level_rows::load_levels(d, levels + i), scale), d, y + i);
         }
-        hadamard_blocks(y, format.dim);
-        flip(format, y, x);
+    }
+}
+
+void decode_rows(const ScalarFormat& format, const uint8_t* code, size_t n, float* x) {
+    decode_rotated_rows(format, code, n, x);
+    for (size_t row = 0; row < n; ++row, x += format.dim) {
+        hadamard_blocks(x, format.dim);
+        flip(format, x, x);
     }
 }
 
@@ -445,6 +450,7 @@ namespace {
 
 HWY_EXPORT(encode_uniformly);
 HWY_EXPORT(prepare_trellis);
+HWY_EXPORT(decode_rotated_rows);
 HWY_EXPORT(decode_rows);
 HWY_EXPORT(prepare_rows);
 HWY_EXPORT(score_rows);
@@ -555,6 +561,10 @@ void ScalarCodec::encode(const float* x, size_t n, std::byte* codes) const {
 
 void ScalarCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
     HWY_DYNAMIC_DISPATCH(decode_rows)(format_, bytes(codes) + first * code_bytes(), n, x);
+}
+
+void ScalarCodec::decode_rotated(const std::byte* codes, size_t first, size_t n, float* y) const {
+    HWY_DYNAMIC_DISPATCH(decode_rotated_rows)(format_, bytes(codes) + first * code_bytes(), n, y);
 }
 
 void ScalarCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {

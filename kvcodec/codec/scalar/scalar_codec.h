@@ -65,6 +65,8 @@ class ScalarCodec final : public Codec {
 
     void encode(const float* x, size_t n, std::byte* codes) const override;
     void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
+    /// y = H x, before the rotation is undone.
+    void decode_rotated(const std::byte* codes, size_t first, size_t n, float* y) const;
     void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
     void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                float* s) const override;

@@ -18,4 +18,6 @@ endif()
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64|AMD64")
     target_compile_options(kvcodec_options INTERFACE -march=x86-64-v2)
 endif()
-target_compile_definitions(kvcodec_options INTERFACE HWY_DISABLE_PCLMUL_AES)
+# Scalable vectors cannot be kept in arrays or captured by lambdas: ARM machines with SVE run the NEON code.
+target_compile_definitions(kvcodec_options INTERFACE
+    HWY_DISABLE_PCLMUL_AES "HWY_DISABLED_TARGETS=(HWY_SVE|HWY_SVE2|HWY_SVE_256|HWY_SVE2_128|HWY_RVV)")

@@ -29,7 +29,7 @@ make values --basis data --keep-k 100% --keep-v 60%
 last=$(($(grep -cE '^ *[0-9]+ +[0-9.e+]+ ' "$work/report") - 1))
 caches=''
 for layer in $(seq 0 "$last"); do
-    caches+="${caches:+,}kvcodec:codec=latent:sinks=4:layers=$layer"
+    caches+="${caches:+,}kvcodec:codec=latent:bits=16:sinks=4:layers=$layer"
 done
 "$kvcodec" eval -m "$model" -a "$work/weights" -a "$work/keys" -a "$work/values" --suite kld --text "$text" \
     --ctx-size 512 --chunks "$chunks" --together 12 --threads "$threads" --cache "$caches" --json "$work/results" \

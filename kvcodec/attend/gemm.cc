@@ -2,8 +2,6 @@
 
 #include <algorithm>
 
-// Scalable vectors cannot be kept in arrays; ARM machines with SVE run the NEON code.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/attend/gemm.cc"
 #include "hwy/foreach_target.h"

@@ -127,7 +127,7 @@ std::vector<Section> sections_of(const Json& document) {
 
 /// The layer of a cache that compresses one alone ("...:layers=3"), and its name without it.
 std::optional<std::pair<std::string, double>> single_layer(const std::string& cache) {
-    static const std::regex kPattern(":layers=([0-9]+)(?=:|$)");
+    static const std::regex kPattern(":layers=([0-9]+)(?=[: ]|$)");
     std::smatch match;
     if (!std::regex_search(cache, match, kPattern)) {
         return std::nullopt;

@@ -268,10 +268,11 @@ TEST(ReportTest, PageIsEscapedAndSelfContained) {
 TEST(ReportTest, CachesOfSingleLayersAreDrawnAgainstTheLayer) {
     Json document = kld_document();
     document["results"][0]["cache"] = "kvcodec:layers=0:sinks=4";
-    document["results"][1]["cache"] = "kvcodec:layers=1:sinks=4";
+    document["results"][1]["cache"] = "kvcodec:sinks=4:layers=1 other";
     const std::string curve = kld_curve(document);
     EXPECT_NE(curve.find("the only compressed layer"), std::string::npos);
     EXPECT_NE(curve.find(">kvcodec:sinks=4</text>"), std::string::npos) << curve;
+    EXPECT_NE(curve.find(">kvcodec:sinks=4 other</text>"), std::string::npos) << curve;
     document["results"][1]["cache"] = "kvcodec:layers=1-2";
     EXPECT_EQ(kld_curve(document).find("the only compressed layer"), std::string::npos);
 }

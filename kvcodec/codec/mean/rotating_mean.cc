@@ -7,8 +7,6 @@
 
 #include "kvcodec/error.h"
 
-// Scalable vectors cannot be captured by lambdas; ARM machines with SVE run the NEON code.
-#define HWY_DISABLED_TARGETS (HWY_SVE | HWY_SVE2 | HWY_SVE_256 | HWY_SVE2_128 | HWY_RVV)
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/codec/mean/rotating_mean.cc"
 #include <hwy/foreach_target.h>

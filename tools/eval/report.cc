@@ -135,6 +135,36 @@ std::optional<std::pair<std::string, double>> single_layer(const std::string& ca
     return std::pair(match.prefix().str() + match.suffix().str(), std::stod(match[1].str()));
 }
 
+std::vector<std::string> parts_of(const std::string& name) {
+    std::vector<std::string> parts(1);
+    for (const char c : name) {
+        if (c == ':' || c == ' ') {
+            parts.emplace_back();
+        } else {
+            parts.back() += c;
+        }
+    }
+    return parts;
+}
+
+/// Leaves out of names what all of them say.
+void shorten_names(std::vector<ChartSeries>& series) {
+    std::vector<std::string> common = series.empty() ? std::vector<std::string>() : parts_of(series.front().name);
+    for (const ChartSeries& other : series) {
+        const std::vector<std::string> parts = parts_of(other.name);
+        std::erase_if(common, [&](const std::string& part) { return std::ranges::count(parts, part) == 0; });
+    }
+    for (size_t i = 0; i < series.size() && series.size() > 1; ++i) {
+        std::string shorter;
+        for (const std::string& part : parts_of(series[i].name)) {
+            if (std::ranges::count(common, part) == 0) {
+                shorter += (shorter.empty() ? "" : " ") + part;
+            }
+        }
+        series[i].name = shorter.empty() ? series[i].name : shorter;
+    }
+}
+
 /// Against rate, or against the layer where every cache compresses one layer alone.
 Chart kld_chart(const Section& section) {
     Chart by_rate{"rate: bytes of a coded token, % of f16", "mean KLD to the f16 cache", true, {}};
@@ -158,7 +188,9 @@ Chart kld_chart(const Section& section) {
             series->points.emplace_back(layer->second, number(r, "kld"));
         }
     }
-    return all_single && !by_layer.series.empty() ? by_layer : by_rate;
+    Chart& chart = all_single && !by_layer.series.empty() ? by_layer : by_rate;
+    shorten_names(chart.series);
+    return chart;
 }
 
 Table divergence_table(const Section& section) {
@@ -297,6 +329,7 @@ Table speed_table(const Section& section) {
                   "slope / f16",
                   "break-even depth",
                   "prompt time / f16",
+                  "encoding, % of the prompt",
                   "99 % / median, deepest"};
     const Json counts = list_of(section.settings, "sequences");
     for (const Json& n : counts) {
@@ -320,6 +353,7 @@ Table speed_table(const Section& section) {
             number_cell(r, "slope_ratio", 2),
             number_cell(r, "break_even_depth", 0),
             number_cell(r, "prompt_ratio", 2),
+            r.contains("prompt_encode_share") ? fmt::format("{:.1f}", 100 * number(r, "prompt_encode_share")) : "",
             deepest.contains("median_ms")
                 ? fmt::format("{:.2f}", number(deepest, "p99_ms") / std::max(number(deepest, "median_ms"), 1e-9))
                 : ""};

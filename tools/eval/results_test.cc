@@ -122,6 +122,7 @@ Json timed(const char* cache, double rate, double ms, const Json& own_settings =
           {"f16_bytes_of_token", 1 << 20},
           {"resident_bytes", 7 << 20},
           {"prompt_ratio", 1.25},
+          {"prompt_encode_share", 0.025},
           {"depths", {{{"depth", 0}, {"median_ms", 5}}, {{"depth", 4096}, {"median_ms", ms}, {"p99_ms", ms}}}}}}};
 }
 
@@ -206,8 +207,8 @@ TEST(ReportTest, ResultsOfOlderRunsLeaveCellsEmpty) {
     document["results"].push_back(parts("b", {{"rate", 0.2}, {"parts_ms", {{"score", 1.5}}}}));
     document["results"].push_back(parts("c", {{"rate", 0.2}, {"parts_ms", {{"tables", 2.5}}}}));
     const std::string text = markdown_report(document);
-    for (const char* line : {"| tokens/s, 1 at once | tokens/s, 4 at once |\n", "| 1.25 | 1.00 |  | 90.0 |\n",
-                             "| q8_0 | 53.1 % |  |  |  |  |  |  |  |  |\n", "| 99 % / median, deepest |\n",
+    for (const char* line : {"| tokens/s, 1 at once | tokens/s, 4 at once |\n", "| 1.25 | 2.5 | 1.00 |  | 90.0 |\n",
+                             "| q8_0 | 53.1 % |  |  |  |  |  |  |  |  |  |\n", "| 99 % / median, deepest |\n",
                              "| cache | rate | score | tables |\n", "| a | 20.0 % |  |  |\n",
                              "| b | 20.0 % | 1.5 |  |\n", "| c | 20.0 % |  | 2.5 |\n"}) {
         EXPECT_NE(text.find(line), std::string::npos) << line << text;
@@ -272,7 +273,7 @@ TEST(ReportTest, CachesOfSingleLayersAreDrawnAgainstTheLayer) {
     const std::string curve = kld_curve(document);
     EXPECT_NE(curve.find("the only compressed layer"), std::string::npos);
     EXPECT_NE(curve.find(">kvcodec:sinks=4</text>"), std::string::npos) << curve;
-    EXPECT_NE(curve.find(">kvcodec:sinks=4 other</text>"), std::string::npos) << curve;
+    EXPECT_NE(curve.find(">other</text>"), std::string::npos) << "the rest is common to all";
     document["results"][1]["cache"] = "kvcodec:layers=1-2";
     EXPECT_EQ(kld_curve(document).find("the only compressed layer"), std::string::npos);
 }

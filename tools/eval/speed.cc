@@ -60,6 +60,12 @@ std::vector<float> steps(const EvalContext& context, TokenBatch& batch, size_t p
     return latencies;
 }
 
+/// Milliseconds that the plug-in has spent on coding rows.
+double encoding_ms(const EvalContext& context) {
+    const Json report = context.report();
+    return report.is_null() ? 0.0 : report["encode_us"].get<double>() / 1e3;
+}
+
 Json measure(const Evaluation& evaluation, const EvalHost& host, const CacheSpec& cache, Progress& progress,
              size_t& done, size_t total) {
     const EvalOptions& options = evaluation.options;
@@ -74,8 +80,11 @@ Json measure(const Evaluation& evaluation, const EvalHost& host, const CacheSpec
     std::vector<double> depths;
     std::vector<double> medians;
     double prompt_ms = 0;
+    double prompt_encoding_ms = 0;
     for (size_t at = 0; const size_t depth : options.depths) {
+        const double encoded_before = encoding_ms(*context);
         prompt_ms += fill(*context, batch, at, depth, 0, n_vocab);
+        prompt_encoding_ms += encoding_ms(*context) - encoded_before;
         at = depth + kTokensPerDepth;
         const std::vector<float> latencies = steps(*context, batch, depth, 1, kTokensPerDepth, n_vocab);
         depths.push_back(static_cast<double>(depth + kTokensPerDepth / 2));
@@ -87,6 +96,9 @@ Json measure(const Evaluation& evaluation, const EvalHost& host, const CacheSpec
         progress.update(++done, total, fmt::format("{} at depth {}", cache.name, depth));
     }
     result.update(context->accounting());
+    if (cache.plugin && prompt_ms > 0) {
+        result["prompt_encode_share"] = prompt_encoding_ms / prompt_ms;
+    }
     if (depths.size() > 1) {
         const Line line = fit_line(depths, medians);
         result["intercept_ms"] = line.intercept;

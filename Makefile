@@ -4,11 +4,12 @@ LLAMA_SRC ?=
 LLAMA_BUILD ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help deps demo test bench plugin clean
+.PHONY: help deps demo test test-arm64 bench plugin clean
 
 help:
 	@echo "make demo      train on the default model, generate with it and print the comparison table"
 	@echo "make test      build with warnings as errors; run unit, sanitizer and integration tests"
+	@echo "make test-arm64  build for 64-bit ARM; run the unit tests under QEMU"
 	@echo "make bench     build and run the micro-benchmarks"
 	@echo "make plugin LLAMA_SRC=DIR [LLAMA_BUILD=DIR]"
 	@echo "               build only the plug-in, for a llama.cpp of your own"
@@ -24,6 +25,9 @@ demo: deps
 
 test: deps
 	@scripts/test.sh
+
+test-arm64:
+	@scripts/test_arm64.sh
 
 bench: deps
 	@scripts/bench.sh

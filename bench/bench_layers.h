@@ -38,7 +38,6 @@ constexpr std::array<BenchShape, 2> kShapes = {{{64, 3, 3}, {128, 2, 6}}};
 constexpr int64_t kJointTransform = kBenchCodecs;
 constexpr int64_t kLatent = kBenchCodecs + 1;
 constexpr int64_t kJointLatent = kBenchCodecs + 2;
-constexpr int64_t kBenchLayers = kBenchCodecs + 3;
 
 /// 60 % of the ranks with 8 bits.
 inline std::shared_ptr<const LatentSpace> latent_space(size_t n_heads, size_t dim) {
@@ -46,6 +45,12 @@ inline std::shared_ptr<const LatentSpace> latent_space(size_t n_heads, size_t di
     const size_t rank = (row * 3 / 5 + 8) / LatentSpace::kRankMultiple * LatentSpace::kRankMultiple;
     const std::vector<float> directions = random_atoms(rank, row);
     return std::make_shared<LatentSpace>(directions, n_heads, dim, 8);
+}
+
+/// Whether a layer of this shape can be coded so: heads together make long vectors.
+inline bool has_layer_codecs(int64_t number, const BenchShape& shape) {
+    const size_t most = number == kJointTransform ? TransformFormat::kMaxDim : ScalarFormat::kMaxDim;
+    return (number != kJointTransform && number != kJointLatent) || shape.row() <= most;
 }
 
 inline LayerCodecs layer_codecs(int64_t number, const BenchShape& shape) {

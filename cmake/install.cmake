@@ -5,7 +5,8 @@ set(kvcodec_package_dir "${CMAKE_INSTALL_LIBDIR}/cmake/kvcodec")
 install(TARGETS kvcodec EXPORT kvcodecTargets ARCHIVE DESTINATION "${CMAKE_INSTALL_LIBDIR}")
 install(DIRECTORY "${PROJECT_SOURCE_DIR}/kvcodec" DESTINATION "${CMAKE_INSTALL_INCLUDEDIR}"
         FILES_MATCHING PATTERN "*.h" PATTERN "*-inl.h" EXCLUDE
-        PATTERN "gemm.h" EXCLUDE PATTERN "softmax.h" EXCLUDE PATTERN "tile.h" EXCLUDE)  # kernels
+        PATTERN "gemm.h" EXCLUDE PATTERN "softmax.h" EXCLUDE PATTERN "tile.h" EXCLUDE
+        PATTERN "byte_products.h" EXCLUDE PATTERN "test_targets.h" EXCLUDE)  # kernels and what tests share
 install(EXPORT kvcodecTargets NAMESPACE kvcodec:: DESTINATION "${kvcodec_package_dir}")
 configure_package_config_file("${PROJECT_SOURCE_DIR}/cmake/kvcodecConfig.cmake.in"
                               "${PROJECT_BINARY_DIR}/kvcodecConfig.cmake"

@@ -16,19 +16,22 @@ namespace {
 
 struct Target {
     int64_t bit;  // of Highway; better ones are lower
-    const char* name;
+    std::string name;
 };
-constexpr Target kTargets[] = {{HWY_AVX3_DL, "AVX512_VNNI"}, {HWY_AVX3, "AVX512"}, {HWY_AVX2, "AVX2"},
-                               {HWY_SSE4, "SSE4"},           {HWY_SSSE3, "SSSE3"}, {HWY_NEON, "NEON"},
-                               {HWY_EMU128, "EMU128"}};
 
-// AVX512_VNNI is no target of its own, codecs ask for it, so what the kernels are built for does not name it.
+// As users know them, where Highway calls them otherwise. HWY_AVX3_DL is no target that kernels are built for here:
+// codecs ask for it themselves.
+std::string name_of(int64_t bit) {
+    return bit == HWY_AVX3_DL ? "AVX512_VNNI" : bit == HWY_AVX3 ? "AVX512" : hwy::TargetName(bit);
+}
+
 std::vector<Target> targets_of_machine() {
     std::vector<Target> found;
-    for (const Target& target : kTargets) {
-        if ((hwy::SupportedTargets() & target.bit) != 0 && (target.bit & (HWY_TARGETS | HWY_AVX3_DL)) != 0) {
-            found.push_back(target);
-        }
+    int64_t left = hwy::SupportedTargets() & (HWY_TARGETS | HWY_AVX3_DL);
+    while (left != 0) {
+        const int64_t bit = left & -left;
+        found.push_back({bit, name_of(bit)});
+        left &= left - 1;
     }
     return found;
 }
@@ -38,14 +41,14 @@ std::vector<Target> targets_of_machine() {
 std::vector<std::string> target_names() {
     std::vector<std::string> names;
     for (const Target& target : targets_of_machine()) {
-        names.emplace_back(target.name);
+        names.push_back(target.name);
     }
     return names;
 }
 
 std::string target_name() {
     const std::vector<std::string> names = target_names();
-    return names.empty() ? "EMU128" : names.front();
+    return names.front();
 }
 
 void force_target(std::string_view name) {

@@ -16,7 +16,7 @@ std::string target_name();
 std::vector<std::string> target_names();
 /// Uses this one (in any case), and of older ones what it includes, from now on: for measurements and to rule an
 /// instruction set out. Codecs that were made before keep what they chose. Empty: the best. Throws Error naming those
-/// of this machine.
+/// of this machine, which is then back at the best.
 void force_target(std::string_view name);
 /// force_target() with what KVCODEC_TARGET says, if it is set.
 void force_target_of_environment();

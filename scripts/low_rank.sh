@@ -63,6 +63,6 @@ if [[ $plan == full ]]; then
     make weights-uniform-80 --keep 80% --uniform
 fi
 echo
-evaluate 16 > "$work/report"
+evaluate 16 > /dev/null
 artifacts=("${quantised[@]}")
 evaluate 8 4 3

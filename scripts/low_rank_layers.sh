@@ -26,9 +26,10 @@ make weights --keep 60%
 make keys --basis data --keep-k 60% --keep-v 100%
 make values --basis data --keep-k 100% --keep-v 60%
 
-last=$(($(grep -cE '^ *[0-9]+ +[0-9.e+]+ ' "$work/report") - 1))
+layers="$(awk '/[|]/ && $1 ~ /^[0-9]+$/ {print $1}' "$work/report")"
+[[ -n $layers ]] || die "kvcodec lowrank reported no layer: $(head -3 "$work/report")"
 caches=''
-for layer in $(seq 0 "$last"); do
+for layer in $layers; do
     caches+="${caches:+,}kvcodec:codec=latent:bits=16:sinks=4:layers=$layer"
 done
 "$kvcodec" eval -m "$model" -a "$work/weights" -a "$work/keys" -a "$work/values" --suite kld --text "$text" \

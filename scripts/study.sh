@@ -78,7 +78,8 @@ else
         --cache "$own"
     low_rank="$work/$name.lorc.gguf"
     [[ -f $low_rank || ! "GSM8K with latents" =~ $parts ]] ||
-        "$kvcodec" lowrank -m "$model" -o "$low_rank" --keep 60% --basis data --measured > "$work/lowrank.txt"
+        "$kvcodec" lowrank -m "$model" -o "$low_rank" --keep 60% --basis data --measured \
+            --threads "${THREADS:-$(nproc)}" > "$work/lowrank.txt"
     artifact="$low_rank" part "GSM8K with latents" --suite gsm8k --mode live "${problems[@]}" --problems-limit 100 \
         --max-tokens 224 --parallel 16 --cache kvcodec:codec=latent:bits=8,kvcodec:codec=latent:bits=4
     part "Speed" --suite speed,components --cache "q8_0,$own" --depths 0,2048,4096 --sequences 1,4

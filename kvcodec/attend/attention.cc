@@ -134,6 +134,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         float* table;       // [space_k, lanes]
         float* mean;        // prepared mean of K
         float* out;         // [lanes, dim_v]
+        // Of each lane, when all members' shares are one:
+        float* coded_weight;   // what of the softmax fell on codes
+        float* output_factor;  // what turns accumulated values into the output
     };
     struct Partial {  // one member's share of one head
         Running running;
@@ -142,7 +145,8 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     };
     const size_t mean_floats = has_k_mean ? codecs.k_mean.prepared_floats(lanes) : 0;
     const size_t head_floats = Arena::round_up(lanes * geometry.dim_k) * 2 + Arena::round_up(space_k * lanes) +
-                               Arena::round_up(mean_floats) + Arena::round_up(lanes * geometry.dim_v);
+                               Arena::round_up(mean_floats) + Arena::round_up(lanes * geometry.dim_v) +
+                               2 * Arena::round_up(lanes);
     const size_t partial_floats =
         Running::floats(lanes) + Arena::round_up(space_v * lanes) + Arena::round_up(geometry.dim_v * lanes);
     const size_t member_floats = 2 * Arena::round_up(kBlock * lanes) +
@@ -156,7 +160,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         float* transposed = arena.take(lanes * geometry.dim_k);
         float* table = arena.take(space_k * lanes);
         float* mean = arena.take(mean_floats);
-        heads.push_back({q, transposed, table, mean, arena.take(lanes * geometry.dim_v)});
+        float* out = arena.take(lanes * geometry.dim_v);
+        float* coded_weight = arena.take(lanes);
+        heads.push_back({q, transposed, table, mean, out, coded_weight, arena.take(lanes)});
     }
     std::vector<Partial> partials;
     for (size_t i = 0; i < n_partials; ++i) {
@@ -330,11 +336,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             });
             for (size_t lane = 0; lane < lane_set.count(); ++lane) {
                 float& sum = first_share->running.sum[lane];
-                // From here on `dense` holds what fell on codes.
-                first_share->running.dense[lane] = sum - first_share->running.dense[lane];
+                heads[head].coded_weight[lane] = sum - first_share->running.dense[lane];
                 const float factor = join_sink(call, lane_set, lane, top[lane], sum);
-                // From here on `max` holds what turns accumulated values into the output.
-                first_share->running.max[lane] = sum > 0 ? factor / sum : 0.0F;
+                heads[head].output_factor[lane] = sum > 0 ? factor / sum : 0.0F;
             }
         }
         team.barrier();
@@ -347,7 +351,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             shares(head, [&](const Partial& share) { total = total == nullptr ? &share : total; });
             float* out = heads[head].out;
             for (size_t lane = 0; lane < lanes; ++lane) {
-                const float coded = total->running.dense[lane];
+                const float coded = lane < lane_set.count() ? heads[head].coded_weight[lane] : 0.0F;
                 for (size_t i = dim_begin; i < dim_end; ++i) {
                     const float mean = codecs.v_mean.empty() ? 0.0F : codecs.v_mean[head * geometry.dim_v + i];
                     out[lane * geometry.dim_v + i] = total->dense[i * lanes + lane] + coded * mean;
@@ -357,7 +361,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             for (size_t lane = 0; lane < lane_set.count(); ++lane) {
                 float* to = lane_set.out(call, lane);
                 for (size_t i = dim_begin; i < dim_end; ++i) {
-                    to[i] = out[lane * geometry.dim_v + i] * total->running.max[lane];
+                    to[i] = out[lane * geometry.dim_v + i] * heads[head].output_factor[lane];
                 }
             }
         }

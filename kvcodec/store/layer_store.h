@@ -91,7 +91,6 @@ class LayerStore {
     bool is_dense(size_t cell) const { return (state_[cell] & (kDenseK | kDenseV)) != 0; }
     bool is_whole(size_t cell) const { return (state_[cell] & (kDenseK | kDenseV)) == (kDenseK | kDenseV); }
     bool is_coded(size_t cell) const { return (state_[cell] & kCoded) != 0; }
-    /// Positions that a coded key was shifted by since it was coded.
     /// Whether all cells of the block are coded, and no key is shifted.
     bool is_plain(size_t block) const {
         const size_t first = block * kBlock;
@@ -100,7 +99,7 @@ class LayerStore {
         }
         uint8_t all = kCoded;
         int32_t shifted = 0;
-        for (size_t i = 0; i < kBlock; ++i) {  // no early end: vectors do it
+        for (size_t i = 0; i < kBlock; ++i) {  // no early exit, so that the compiler makes vectors of it
             all &= state_[first + i];
         }
         for (size_t i = 0; i < kBlock && !shift_.empty(); ++i) {
@@ -108,6 +107,7 @@ class LayerStore {
         }
         return all == kCoded && shifted == 0;
     }
+    /// Positions that a coded key was shifted by since it was coded.
     int32_t shift(size_t cell) const { return shift_.empty() ? 0 : shift_[cell]; }
     /// Half-precision row of a dense cell.
     const uint16_t* dense_row(Side side, size_t cell) const;

@@ -4,6 +4,7 @@ import re
 import unittest
 
 import host
+import tiny_model
 
 SMALL = ("bench", "--depth", 1024, "--prompt", 8, "--layers", 1, "--repeat", 1, "--threads", 2)
 SUMMARY = re.compile(
@@ -38,6 +39,13 @@ class Bench(unittest.TestCase):
         out = self.bench("-m", host.MODEL)
         self.assertIn("## head_dim 64, 3 KV heads, 3 query heads for each", out)
         self.assertNotIn("## head_dim 128", out)
+
+    def test_heads_too_long_to_be_coded_together(self):
+        path = host.WORK / "many-heads.gguf"
+        tiny_model.write_projections(path, host.MODEL, n_embd=2048, n_head=16, n_head_kv=16, dim=128, n_layer=1)
+        out = self.bench("-m", path)
+        self.assertIn("| transform |", out)
+        self.assertNotIn("| transform, heads together |", out)
 
     def test_older_instruction_sets(self):
         newest = re.search(r"kernels for (\w+)", self.bench("-m", host.MODEL)).group(1)

@@ -5,9 +5,12 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
+#include <cmath>
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -48,12 +51,18 @@ class SpinningTeam {
   public:
     explicit SpinningTeam(size_t size) : size_(size) {}
 
-    void run(const std::function<void(Team&)>& work) {
+    /// Returns the seconds from when all threads are there.
+    double run(const std::function<void(Team&)>& work) {
         std::vector<std::jthread> threads;
         for (size_t member = 1; member < size_; ++member) {
             threads.emplace_back([this, member] { team_.serve(member, size_); });
         }
-        team_.lead(size_, [&] { work(team_); });
+        double seconds = 0;
+        team_.lead(size_, [&] {
+            team_.run([](size_t) {});
+            seconds = seconds_of([&] { work(team_); });
+        });
+        return seconds;
     }
 
   private:
@@ -75,10 +84,10 @@ std::vector<uint16_t> causal_mask(size_t n_tokens, size_t n_cells) {
 /// One kind of cache, with as many layers as are read one after the other.
 struct Contender {
     std::string name;
-    double bytes = 0;           ///< of K and V of a token in one layer
-    double multiply_adds = 0;   ///< that one token's attention needs for each cell of one layer; 0: not counted
-    double nonzeros = 0;        ///< elements of code space that they touch; 0: there is no code space
-    std::function<void()> run;  ///< attention of all layers
+    double bytes = 0;             ///< of K and V of a token in one layer
+    double multiply_adds = 0;     ///< that one token's attention needs for each cell of one layer; 0: not counted
+    double nonzeros = 0;          ///< elements of code space that they touch; 0: there is no code space
+    std::function<double()> run;  ///< attention of all layers; returns the seconds
     std::vector<double> seconds = {};
 
     double time(size_t n_layers) const { return median(seconds) / static_cast<double>(n_layers); }
@@ -86,9 +95,13 @@ struct Contender {
 
 /// Everybody once, then everybody again: whatever slows the machine down slows all of them.
 void take_turns(std::vector<Contender>& contenders, size_t n_repeats, Progress& progress) {
+    // OpenMP's threads, which the host may use, spin for a while after their work and would take the processor from
+    // others.
+    constexpr std::chrono::milliseconds kPause(30);
     for (size_t i = 0; i <= n_repeats; ++i) {
         for (Contender& contender : contenders) {
-            const double seconds = seconds_of(contender.run);
+            std::this_thread::sleep_for(kPause);
+            const double seconds = contender.run();
             if (i > 0) {  // the first warms up
                 contender.seconds.push_back(seconds);
             }
@@ -102,7 +115,6 @@ struct NumberedCodec {
     const char* name;
     bool rebuilt = false;  ///< every row is rebuilt before it is used, as the published formula does
 };
-// Named as their bytes are in f16's terms on vectors of 64 and 128 elements.
 constexpr std::array<NumberedCodec, 9> kCodecs = {{{3, "scalar, 3 bits"},
                                                    {2, "scalar, 2 bits"},
                                                    {kTransform, "transform"},
@@ -110,20 +122,20 @@ constexpr std::array<NumberedCodec, 9> kCodecs = {{{3, "scalar, 3 bits"},
                                                    {1, "dictionary, s=14"},
                                                    {0, "dictionary, s=8"},
                                                    {0, "dictionary, s=8, rebuilt", true},
-                                                   {kLatent, "latents, 60 %, 8 bits"},
+                                                   {kLatent, "latents, 8 bits"},
                                                    {kJointLatent, "latents, heads together"}}};
 
 /// What attention of one token must multiply for each cell, K and V of all heads.
-double multiply_adds_of(const LayerCodecs& codecs, int64_t number, const BenchShape& shape) {
+double multiply_adds_of(const LayerCodecs& codecs, const NumberedCodec& kind, const BenchShape& shape) {
     const auto side = [&](const Codec& codec) {
         const auto reads = static_cast<double>(shape.n_head());
-        if (codec.space() > 0) {
+        if (codec.space() > 0 && !kind.rebuilt) {
             return reads * static_cast<double>(codec.nonzeros());
         }
         // Rebuilt once for each KV head: elements of a code times dim.
         const size_t coded = codec.joint_heads() * shape.dim;
-        const double elements = number == kLatent || number == kJointLatent ? static_cast<double>(codecs.v->space())
-                                                                            : static_cast<double>(coded);
+        const bool latent = kind.number == kLatent || kind.number == kJointLatent;
+        const auto elements = static_cast<double>(kind.rebuilt ? codec.nonzeros() : latent ? codecs.v->space() : coded);
         return static_cast<double>(shape.row()) * elements + reads * static_cast<double>(shape.dim);
     };
     return side(*codecs.k) + side(*codecs.v);
@@ -145,20 +157,24 @@ std::vector<Contender> make_contenders(const BenchShape& shape, size_t n_cells, 
                                        const BenchOptions& options, SpinningTeam& team) {
     std::vector<Contender> contenders;
     const auto elements = static_cast<double>(2 * shape.row());
+    std::vector<float> k(n_cells * shape.row()), v(k.size());
+    for (size_t i = 0; i < k.size(); ++i) {
+        k[i] = inputs.k[i % inputs.k.size()];
+        v[i] = inputs.v[i % inputs.v.size()];
+    }
     for (const ggml_type type : {GGML_TYPE_F16, GGML_TYPE_Q8_0, GGML_TYPE_Q4_0}) {
-        std::vector<float> k(n_cells * shape.row()), v(k.size());
-        for (size_t i = 0; i < k.size(); ++i) {
-            k[i] = inputs.k[i % inputs.k.size()];
-            v[i] = inputs.v[i % inputs.v.size()];
-        }
         const auto host = std::make_shared<HostAttention>(type, shape, n_cells, n_tokens, options.n_layers,
                                                           options.n_threads, k, v, inputs.q, inputs.mask);
         contenders.push_back(
             {fmt::format("llama.cpp {}", ggml_type_name(type)),
              elements * static_cast<double>(ggml_type_size(type)) / static_cast<double>(ggml_blck_size(type)),
-             static_cast<double>(shape.n_head() * 2 * shape.dim), 0, [host] { host->run(); }});
+             static_cast<double>(shape.n_head() * 2 * shape.dim), 0,
+             [host] { return seconds_of([&] { host->run(); }); }});
     }
     for (const NumberedCodec& codec : kCodecs) {
+        if (!has_layer_codecs(codec.number, shape)) {
+            continue;
+        }
         const LayerCodecs codecs = layer_codecs(codec.number, shape);
         const auto coded = std::make_shared<Layers>();
         coded->attention = Attention(codec.rebuilt ? INT32_MAX : -1);
@@ -171,10 +187,10 @@ std::vector<Contender> make_contenders(const BenchShape& shape, size_t n_cells, 
             codecs.k->space() > 0 && coded->attention.in_code_space(coded->layers[0]->store(), coded->calls[0]);
         contenders.push_back(
             {codec.name, static_cast<double>(coded->layers[0]->store().code_bytes_per_token()),
-             multiply_adds_of(codecs, codec.number, shape),
+             multiply_adds_of(codecs, codec, shape),
              in_code_space ? static_cast<double>((codecs.k->nonzeros() + codecs.v->nonzeros()) * shape.n_head()) : 0.0,
              [coded, &team] {
-                 team.run([&](Team& members) {
+                 return team.run([&](Team& members) {
                      for (size_t layer = 0; layer < coded->layers.size(); ++layer) {
                          coded->attention.run(coded->layers[layer]->store(), coded->calls[layer], members);
                      }
@@ -329,7 +345,9 @@ void add_bench_command(CLI::App& app) {
     auto options = std::make_shared<BenchOptions>();
     CLI::App* command = app.add_subcommand(
         "bench", "Time attention over codes and encoding against llama.cpp and the machine's limits");
-    command->add_option("-m,--model", options->model, "Take this model's attention shape instead of two usual ones")
+    command
+        ->add_option("-m,--model", options->model,
+                     "Take the shape of this model's first attention layer instead of two usual ones")
         ->check(CLI::ExistingFile);
     command->add_option("--depth", options->depth, "Cached tokens, in steps of 256")
         ->check(CLI::Range(1024, 1 << 20))

@@ -15,7 +15,7 @@ struct OmpRun {
 };
 
 /// Runs `python` with SPAMS on one thread. atoms: [n_atoms, dim] of unit length, x: [n, dim]. Nothing where there is no
-/// such Python or no SPAMS; Throws Error if it fails otherwise.
+/// such Python or no SPAMS; throws Error if it fails otherwise.
 std::optional<OmpRun> run_spams(const std::string& python, std::span<const float> atoms, std::span<const float> x,
                                 size_t dim, size_t sparsity);
 /// The same with omp_encode().

@@ -4,7 +4,10 @@
 #include <fmt/format.h>
 #include <xxhash.h>
 
+#include <cstdlib>
+
 #include "kvcodec/error.h"
+#include "kvcodec/target.h"
 #include "tools/progress.h"
 #include "tools/text_file.h"
 
@@ -31,6 +34,9 @@ Json settings_of(const CacheSpec& spec, Json settings) {
     if (spec.plugin) {
         settings["options"] = spec.options;
         settings["artifact"] = spec.artifact.empty() ? "" : file_checksum(spec.artifact);
+        if (const char* target = std::getenv(kTargetVariable); target != nullptr && *target != '\0') {
+            settings["target"] = target_name();
+        }
     }
     return settings;
 }

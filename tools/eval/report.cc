@@ -154,7 +154,10 @@ void shorten_names(std::vector<ChartSeries>& series) {
         const std::vector<std::string> parts = parts_of(other.name);
         std::erase_if(common, [&](const std::string& part) { return std::ranges::count(parts, part) == 0; });
     }
-    for (size_t i = 0; i < series.size() && series.size() > 1; ++i) {
+    if (common.empty() || series.size() < 2) {
+        return;
+    }
+    for (size_t i = 0; i < series.size(); ++i) {
         std::string shorter;
         for (const std::string& part : parts_of(series[i].name)) {
             if (std::ranges::count(common, part) == 0) {
@@ -187,6 +190,9 @@ Chart kld_chart(const Section& section) {
             }
             series->points.emplace_back(layer->second, number(r, "kld"));
         }
+    }
+    for (ChartSeries& series : by_layer.series) {
+        std::ranges::sort(series.points);
     }
     Chart& chart = all_single && !by_layer.series.empty() ? by_layer : by_rate;
     shorten_names(chart.series);

@@ -47,7 +47,7 @@ class LatentSpace {
     size_t n_heads_;
     size_t dim_;
     std::shared_ptr<const Codec> latents_;
-    const ScalarCodec* scalar_ = nullptr;  // the same, but for f16
+    const ScalarCodec* scalar_ = nullptr;  // latents_ as a scalar codec; null for f16
     std::vector<float> directions_;        // [n_heads, rank, dim]
 };
 

@@ -40,6 +40,8 @@ constexpr int kOffset = 128;
 /// 16-bit factors are split in two bytes, high * kHigh + low.
 constexpr int kHigh = 256;
 constexpr float kLargest = 127.0F * kHigh;
+/// Factors below are as good as zero, and have no inverse unit.
+constexpr float kLeast = 1e-30F;
 
 /// Words of the planes of one group of elements, of 16 rows.
 struct Planes {
@@ -173,7 +175,7 @@ struct Quad {
     __m512 inverse;    // of unit; 0 for a lane of zeros
     __m512i sum;       // of the integers
     __m512i sum_high;  // of their high bytes
-    size_t n_active;   // up to the last lane that is not all zeros
+    size_t n_active;   // up to the last lane that is not all zeros (or as good as)
 };
 
 /// Four lanes of four rows.
@@ -201,7 +203,7 @@ KVCODEC_VNNI_INLINE Quad quad_of(const float* x, size_t n, size_t stride) {
     most = _mm512_max_ps(most, most_too);
     const __m256 halves = _mm256_max_ps(_mm512_castps512_ps256(most), _mm512_extractf32x8_ps(most, 1));
     const __m128 largest = _mm_max_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-    const __mmask8 active = _mm_cmp_ps_mask(largest, _mm_setzero_ps(), _CMP_GT_OQ);
+    const __mmask8 active = _mm_cmp_ps_mask(largest, _mm_set1_ps(kLeast), _CMP_GT_OQ);
     Quad quad;
     quad.unit = _mm512_broadcast_f32x4(_mm_mul_ps(largest, _mm_set1_ps(1.0F / kLargest)));
     quad.inverse = _mm512_broadcast_f32x4(_mm_maskz_div_ps(active, _mm_set1_ps(kLargest), largest));

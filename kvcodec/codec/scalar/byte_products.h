@@ -12,8 +12,8 @@ namespace kvcodec::byte_products {
 /// Whether these functions may be called: on this machine, for codes of this format.
 bool serve(const ScalarFormat& format);
 
-/// As Codec::score() and accumulate(). Queries and weights are rounded to 16 bits of the largest of their lane in 64
-/// rows, which is a thousandth of what the codes themselves are off. Nothing but zeros and finite numbers may come in.
+/// As Codec::score() and accumulate(). Queries are rounded to 16 bits of the largest element of their lane, weights to
+/// 16 bits of the largest of their lane in 64 rows: a thousandth of what the codes themselves are off.
 void score(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
            std::span<const uint16_t> rows, float* s);
 void accumulate(const ScalarFormat& format, const float* p, size_t lanes, const uint8_t* codes,

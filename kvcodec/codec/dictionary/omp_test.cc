@@ -321,7 +321,9 @@ TEST(OmpOfManyVectors, IsExact) {
     }
     const PursuitComparison comparison = compare_with_exact_pursuit(dictionary.atoms, 64, x, 8);
     EXPECT_EQ(comparison.n_equal + comparison.n_tied, kVectors);
-    EXPECT_LE(comparison.n_tied, kVectors / 10);  // where one of two equal atoms is chosen
+    // Where one of two equal atoms is chosen: a third of the vectors has such an atom among its eight, and which of the
+    // two comes first depends on the order of sums.
+    EXPECT_LE(comparison.n_tied, kVectors / 5);
 }
 
 TEST(OmpArguments, AreChecked) {

@@ -98,15 +98,13 @@ void take_turns(std::vector<Contender>& contenders, size_t n_repeats, Progress& 
     // OpenMP's threads, which the host may use, spin for a while after their work and would take the processor from
     // others.
     constexpr std::chrono::milliseconds kPause(30);
-    for (size_t i = 0; i <= n_repeats; ++i) {
+    for (size_t i = 0; i < n_repeats; ++i) {
         for (Contender& contender : contenders) {
             std::this_thread::sleep_for(kPause);
-            const double seconds = contender.run();
-            if (i > 0) {  // the first warms up
-                contender.seconds.push_back(seconds);
-            }
+            contender.run();  // wakes the processor up, and brings back what others have driven out of its caches
+            contender.seconds.push_back(contender.run());
         }
-        progress.update(i + 1, n_repeats + 1);
+        progress.update(i + 1, n_repeats);
     }
 }
 

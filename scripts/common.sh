@@ -22,6 +22,20 @@ die() {
     exit 1
 }
 
+# require FILE...: dies where one is missing.
+require() {
+    local file
+    for file in "$@"; do
+        [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
+    done
+}
+
+# Makes the folder $work, which goes with the script.
+make_work_folder() {
+    work="$(mktemp -d)"
+    trap 'rm -rf "$work"' EXIT
+}
+
 # Instruction sets of this machine that llama.cpp can be built for, by its CMake names. The name of the build
 # folder carries them, so that a cache moved to another machine is never run on a processor that lacks one.
 cpu_features() {

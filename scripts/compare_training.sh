@@ -4,8 +4,7 @@
 [[ $# -eq 2 ]] || die "usage: $0 MODEL.gguf TEXT.txt"
 model=$1 text=$2 threads="${THREADS:-$(nproc)}"
 kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/kvcodec}"
-work="$(mktemp -d)"
-trap 'rm -rf "$work"' EXIT
+make_work_folder
 artifacts=()
 
 # make NAME ARGUMENTS...: an artifact of `kvcodec train`.

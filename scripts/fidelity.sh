@@ -9,11 +9,8 @@ source "$(dirname "$0")/common.sh"
 model=$1 text=$2 artifact=${3:-} context=${4:-512} chunks=${5:-8}
 programs="$(llama_build_dir)/bin"
 plugin="${KVCODEC_PLUGIN:-$(cd "$(dirname "$0")/.." && pwd)/build/release/ggml-kvcodec/libggml-kvcodec.so}"
-for file in "$model" "$text" "$plugin" "$programs/llama-perplexity"; do
-    [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
-done
-work="$(mktemp -d)"
-trap 'rm -rf "$work"' EXIT
+require "$model" "$text" "$plugin" "$programs/llama-perplexity"
+make_work_folder
 arguments=(-m "$model" -f "$text" -c "$context" -b 512 -ub 512 --chunks "$chunks" -t "${THREADS:-$(nproc)}"
            --kl-divergence-base "$work/base")
 

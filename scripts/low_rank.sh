@@ -10,11 +10,8 @@ command -v time > /dev/null || die "GNU time is missing: apt install time"
 model=$1 text=$2 context=${3:-512} chunks=${4:-4} plan=${5:-full}
 threads="${THREADS:-$(nproc)}"
 kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/kvcodec}"
-for file in "$model" "$text" "$kvcodec"; do
-    [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
-done
-work="$(mktemp -d)"
-trap 'rm -rf "$work"' EXIT
+require "$model" "$text" "$kvcodec"
+make_work_folder
 artifacts=()
 
 # make NAME ARGUMENTS...: an artifact, and a line with the time and memory that it took.

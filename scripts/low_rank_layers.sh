@@ -9,11 +9,8 @@ source "$(dirname "$0")/common.sh"
 model=$1 text=$2 figure=$3 chunks=${4:-2}
 threads="${THREADS:-$(nproc)}"
 kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/kvcodec}"
-for file in "$model" "$text" "$kvcodec"; do
-    [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
-done
-work="$(mktemp -d)"
-trap 'rm -rf "$work"' EXIT
+require "$model" "$text" "$kvcodec"
+make_work_folder
 
 # make NAME ARGUMENTS...: an artifact with the same ranks in all layers.
 make() {

@@ -8,9 +8,7 @@ source "$(dirname "$0")/common.sh"
 [[ $# -ge 3 ]] || die "usage: scripts/window.sh MODEL.gguf TEXT.txt ARTIFACT [CHUNKS]"
 model=$1 text=$2 artifact=$3 chunks=${4:-2}
 kvcodec="${KVCODEC_TOOL:-$(cd "$(dirname "$0")/.." && pwd)/build/release/tools/kvcodec}"
-for file in "$model" "$text" "$artifact" "$kvcodec"; do
-    [[ -f $file ]] || die "$file is missing; run \`make demo\` once, or name another file"
-done
+require "$model" "$text" "$artifact" "$kvcodec"
 caches=
 for codec in dictionary:20%:64 dictionary:15%:317 dictionary:12.5%:386 transform:20%:64 transform:15%:301; do
     IFS=: read -r name budget window <<< "$codec"

@@ -28,6 +28,7 @@
 #include "tools/bench/timing.h"
 #include "tools/commands.h"
 #include "tools/cpu_name.h"
+#include "tools/eval/statistics.h"
 #include "tools/progress.h"
 
 namespace kvcodec {
@@ -44,6 +45,9 @@ struct BenchOptions {
     size_t n_repeats = 7;
     size_t n_threads = std::max(1U, std::thread::hardware_concurrency());
     std::string python = "python3";
+
+    /// Slopes are taken from here to `depth`.
+    size_t shallow() const { return depth / 4; }
 };
 
 /// Threads that wait spinning for the next piece of work, as the host's do in the midst of a graph.
@@ -88,9 +92,9 @@ struct Contender {
     double multiply_adds = 0;     ///< that one token's attention needs for each cell of one layer; 0: not counted
     double nonzeros = 0;          ///< elements of code space that they touch; 0: there is no code space
     std::function<double()> run;  ///< attention of all layers; returns the seconds
-    std::vector<double> seconds = {};
+    std::vector<float> seconds = {};
 
-    double time(size_t n_layers) const { return median(seconds) / static_cast<double>(n_layers); }
+    double time(size_t n_layers) const { return quantile(seconds, 0.5) / static_cast<double>(n_layers); }
 };
 
 /// Everybody once, then everybody again: whatever slows the machine down slows all of them.
@@ -102,7 +106,7 @@ void take_turns(std::vector<Contender>& contenders, size_t n_repeats, Progress& 
         for (Contender& contender : contenders) {
             std::this_thread::sleep_for(kPause);
             contender.run();  // wakes the processor up, and brings back what others have driven out of its caches
-            contender.seconds.push_back(contender.run());
+            contender.seconds.push_back(static_cast<float>(contender.run()));
         }
         progress.update(i + 1, n_repeats);
     }
@@ -217,8 +221,7 @@ std::vector<Contender> measure(const BenchShape& shape, size_t n_cells, size_t n
 }
 
 Summary report_attention(const BenchShape& shape, const MachineLimits& limits, const BenchOptions& options) {
-    const size_t shallow = options.depth / 4 / kBlock * kBlock;
-    const std::vector<Contender> few = measure(shape, shallow, 1, options);
+    const std::vector<Contender> few = measure(shape, options.shallow(), 1, options);
     const std::vector<Contender> many = measure(shape, options.depth, 1, options);
     const std::vector<Contender> prompt = measure(shape, options.depth, options.prompt, options);
     fmt::print(
@@ -234,7 +237,7 @@ Summary report_attention(const BenchShape& shape, const MachineLimits& limits, c
         }());
     const auto slope = [&](size_t i) {
         return (many[i].time(options.n_layers) - few[i].time(options.n_layers)) /
-               static_cast<double>(options.depth - shallow);
+               static_cast<double>(options.depth - options.shallow());
     };
     Summary summary;
     for (size_t i = 0; i < many.size(); ++i) {
@@ -282,12 +285,13 @@ std::optional<double> report_encoding(const std::vector<BenchShape>& shapes, con
         for (const int64_t number : {int64_t{3}, int64_t{2}, kTransform}) {
             const auto codec = bench_codec(number, shape.dim);
             std::vector<std::byte> codes(kVectors * codec->code_bytes() + Codec::kCodeSlackBytes);
-            std::vector<double> seconds;
+            std::vector<float> seconds;
             for (size_t i = 0; i < options.n_repeats; ++i) {
-                seconds.push_back(seconds_of([&] { codec->encode(x.data(), kVectors, codes.data()); }));
+                seconds.push_back(
+                    static_cast<float>(seconds_of([&] { codec->encode(x.data(), kVectors, codes.data()); })));
             }
             fmt::print("| {} | {} | {:.2f} |  |  |\n", shape.dim, codec->describe(),
-                       1e6 * median(seconds) / static_cast<double>(kVectors));
+                       1e6 * quantile(seconds, 0.5) / static_cast<double>(kVectors));
         }
     }
     return ratio;
@@ -321,7 +325,7 @@ void bench(const BenchOptions& options) {
         "Slope: from {} cells on. Roofline: the larger of what reading the codes and the multiplications of the method "
         "(of the real heads, in single precision) take at these limits.\n",
         cpu_name(), options.n_threads, target_name(), limits.read_bytes / 1e9, limits.multiply_adds / 1e9,
-        options.depth, options.n_layers, options.n_repeats, options.depth / 4 / kBlock * kBlock);
+        options.depth, options.n_layers, options.n_repeats, options.shallow());
     std::vector<Summary> summaries;
     for (const BenchShape& shape : shapes) {
         summaries.push_back(report_attention(shape, limits, options));

@@ -9,10 +9,14 @@ namespace kvcodec {
 
 namespace {
 
-void set_rows(ggml_tensor* tensor, std::span<const float> rows) {
-    std::vector<std::byte> bytes(ggml_nbytes(tensor));
-    ggml_quantize_chunk(tensor->type, rows.data(), bytes.data(), 0, ggml_nrows(tensor), tensor->ne[0], nullptr);
-    ggml_backend_tensor_set(tensor, bytes.data(), 0, bytes.size());
+/// Gives all tensors, of one type and shape, these rows.
+void set_rows(const std::vector<ggml_tensor*>& tensors, std::span<const float> rows) {
+    const ggml_tensor& first = *tensors.front();
+    std::vector<std::byte> bytes(ggml_nbytes(&first));
+    ggml_quantize_chunk(first.type, rows.data(), bytes.data(), 0, ggml_nrows(&first), first.ne[0], nullptr);
+    for (ggml_tensor* tensor : tensors) {
+        ggml_backend_tensor_set(tensor, bytes.data(), 0, bytes.size());
+    }
 }
 
 }  // namespace
@@ -58,10 +62,8 @@ HostAttention::HostAttention(ggml_type type, const BenchShape& shape, size_t n_c
     }
     ggml_backend_tensor_set(queries, q.data(), 0, q.size_bytes());
     ggml_backend_tensor_set(masks, mask.data(), 0, mask.size_bytes());
-    for (size_t layer = 0; layer < n_layers; ++layer) {
-        set_rows(keys[layer], k);
-        set_rows(values[layer], v);
-    }
+    set_rows(keys, k);
+    set_rows(values, v);
 }
 
 void HostAttention::run() {

@@ -135,7 +135,7 @@ std::optional<std::pair<std::string, double>> single_layer(const std::string& ca
     return std::pair(match.prefix().str() + match.suffix().str(), std::stod(match[1].str()));
 }
 
-std::vector<std::string> parts_of(const std::string& name) {
+std::vector<std::string> words_of(const std::string& name) {
     std::vector<std::string> parts(1);
     for (const char c : name) {
         if (c == ':' || c == ' ') {
@@ -149,9 +149,9 @@ std::vector<std::string> parts_of(const std::string& name) {
 
 /// Leaves out of names what all of them say.
 void shorten_names(std::vector<ChartSeries>& series) {
-    std::vector<std::string> common = series.empty() ? std::vector<std::string>() : parts_of(series.front().name);
+    std::vector<std::string> common = series.empty() ? std::vector<std::string>() : words_of(series.front().name);
     for (const ChartSeries& other : series) {
-        const std::vector<std::string> parts = parts_of(other.name);
+        const std::vector<std::string> parts = words_of(other.name);
         std::erase_if(common, [&](const std::string& part) { return std::ranges::count(parts, part) == 0; });
     }
     if (common.empty() || series.size() < 2) {
@@ -159,7 +159,7 @@ void shorten_names(std::vector<ChartSeries>& series) {
     }
     for (size_t i = 0; i < series.size(); ++i) {
         std::string shorter;
-        for (const std::string& part : parts_of(series[i].name)) {
+        for (const std::string& part : words_of(series[i].name)) {
             if (std::ranges::count(common, part) == 0) {
                 shorter += (shorter.empty() ? "" : " ") + part;
             }

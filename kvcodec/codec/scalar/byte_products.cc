@@ -43,6 +43,10 @@ constexpr float kLargest = 127.0F * kHigh;
 /// Factors below are as good as zero, and have no inverse unit.
 constexpr float kLeast = 1e-30F;
 
+float scale_of(const ScalarFormat& format, const uint8_t* codes, size_t row) {
+    return format.scales[codes[(row + 1) * format.code_bytes - 1]];
+}
+
 /// Words of the planes of one group of elements, of 16 rows.
 struct Planes {
     __m512i low, high;            // bits 0 and 1 of the places
@@ -236,9 +240,9 @@ KVCODEC_VNNI_INLINE __m512i sums_of_parts(__m512i a, __m512i b, __m512i c, __m51
 }
 
 /// [4 parts, 4] to its transpose.
-KVCODEC_VNNI_INLINE __m512i transpose(__m512i v) {
+KVCODEC_VNNI_INLINE __m512 transpose(__m512 v) {
     const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_epi32(order, v);
+    return _mm512_permutexvar_ps(order, v);
 }
 
 /// Stores the 128-bit parts `stride` floats apart, the first n of them.
@@ -326,7 +330,7 @@ KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Lookup& lookup_by
     }
     alignas(64) std::array<float, kRows> scale;
     for (size_t i = 0; i < kRows; ++i) {
-        scale[i] = format.scales[codes[row[std::min(i, n - 1)] * format.code_bytes + format.code_bytes - 1]];
+        scale[i] = scale_of(format, codes, row[std::min(i, n - 1)]);
     }
     const __m512 scales = _mm512_load_ps(scale.data());
     __m512 products[kMaxTile];
@@ -453,7 +457,7 @@ KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens
         }
         const __m512i sums = _mm512_sub_epi32(sums_of_parts(whole[0], whole[1], whole[2], whole[3]), w.sum[quad]);
         const __m512 products = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), w.unit[quad]);
-        const __m512 by_row = _mm512_castsi512_ps(transpose(_mm512_castps_si512(products)));
+        const __m512 by_row = transpose(products);
         float* to = acc + four * 4 * lanes + quad * kQuad;
         const __m128 rows[4] = {_mm512_castps512_ps128(by_row), _mm512_extractf32x4_ps(by_row, 1),
                                 _mm512_extractf32x4_ps(by_row, 2), _mm512_extractf32x4_ps(by_row, 3)};
@@ -504,7 +508,7 @@ KVCODEC_VNNI void accumulate_all(const ScalarFormat& format, const float* p, siz
         const uint16_t* row = rows.data() + begin;
         alignas(64) std::array<float, kChunk> scale;
         for (size_t i = 0; i < n; ++i) {
-            scale[i] = format.scales[codes[row[i] * format.code_bytes + format.code_bytes - 1]];
+            scale[i] = scale_of(format, codes, row[i]);
         }
         for (size_t first = 0; first < lanes; first += kMaxTile) {
             const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;

@@ -52,50 +52,124 @@ LatentSpace::LatentSpace(std::span<const float> directions, size_t n_heads, size
     : n_heads_(n_heads), dim_(dim) {
     const size_t width = n_heads * dim;
     const size_t rank = width == 0 ? 0 : directions.size() / width;
-    if (rank == 0 || rank * width != directions.size() || rank > width || rank % kRankMultiple != 0 || dim % 4 != 0) {
+    const size_t multiple = bits == kHalfBits ? 4 : 16;
+    if (rank == 0 || rank * width != directions.size() || rank > width || rank % kRankMultiple != 0 ||
+        dim % multiple != 0) {
         throw Error("latents need a rank that is a multiple of " + std::to_string(kRankMultiple) + " up to " +
-                    std::to_string(width) + " and heads of a multiple of 4, not " + std::to_string(rank) +
-                    " and heads of " + std::to_string(dim));
+                    std::to_string(width) + " and heads of a multiple of " + std::to_string(multiple) + ", not " +
+                    std::to_string(rank) + " and heads of " + std::to_string(dim));
     }
-    std::vector<size_t> places(rank);
     if (bits == kHalfBits) {
         latents_ = std::make_shared<const HalfCodec>(rank);
-        for (size_t i = 0; i < rank; ++i) {
-            places[i] = i;
-        }
-    } else if (rank > ScalarFormat::kMaxDim) {
+        set_analysis(directions);
+        return;
+    }
+    if (rank > ScalarFormat::kMaxDim) {
         throw Error("latents of rank " + std::to_string(rank) +
                     " are kept in f16 only; give bits=16, or take ranks by head");
-    } else {
-        const auto scalar = std::make_shared<const ScalarCodec>(rank, bits, unbias);
-        scalar_ = scalar.get();
-        latents_ = scalar;
-        places = balanced_places(rank);
     }
-    directions_.resize(directions.size());
+    const auto scalar = std::make_shared<const ScalarCodec>(rank, bits, unbias);
+    scalar_ = scalar.get();
+    latents_ = scalar;
+    std::vector<float> rotated(directions.size());
+    const std::vector<size_t> places = balanced_places(rank);
     for (size_t i = 0; i < rank; ++i) {
-        for (size_t head = 0; head < n_heads; ++head) {
-            std::copy_n(&directions[i * width + head * dim], dim, &directions_[(head * rank + places[i]) * dim]);
+        std::copy_n(&directions[i * width], width, &rotated[places[i] * width]);
+    }
+    scalar_->prepare(transposed(rotated.data(), rank, width).data(), width, 0, rank, rotated.data());
+    synthesis_ = Synthesis(rotated, rank, width);
+    // Rounded rows D are nearly orthonormal: to first order, what undoes them is 2 D - D D^T D.
+    for (size_t j = 0; j < rank; ++j) {
+        for (size_t i = 0; i < width; ++i) {
+            rotated[j * width + i] = synthesis_.at(j, i);
         }
     }
-    if (scalar_ != nullptr) {
-        for (size_t head = 0; head < n_heads; ++head) {
-            float* of_head = &directions_[head * rank * dim];
-            scalar_->prepare(transposed(of_head, rank, dim).data(), dim, 0, rank, of_head);
+    std::vector<float> product(rank * rank), twice(rotated.size());
+    gemm_scores(rotated.data(), rank, width, transposed(rotated.data(), rank, width).data(), rank, product.data());
+    gemm_scores(product.data(), rank, rank, rotated.data(), width, twice.data());
+    std::ranges::transform(rotated, twice, rotated.begin(), [](float row, float again) { return 2 * row - again; });
+    set_analysis(rotated);
+}
+
+/// rows: [rank, n_heads * dim].
+void LatentSpace::set_analysis(std::span<const float> rows) {
+    const size_t width = n_heads_ * dim_;
+    analysis_.resize(rows.size());
+    for (size_t i = 0; i < rank(); ++i) {
+        for (size_t head = 0; head < n_heads_; ++head) {
+            std::copy_n(&rows[i * width + head * dim_], dim_, &analysis_[(head * rank() + i) * dim_]);
         }
     }
 }
 
-void LatentSpace::read(const std::byte* codes, size_t first, size_t n, float* y) const {
-    if (scalar_ == nullptr) {
-        latents_->decode(codes, first, n, y);
-    } else {
-        scalar_->decode_rotated(codes, first, n, y);
-    }
+size_t LatentSpace::fixed_bytes() const {
+    return analysis_.size() * sizeof(float) + synthesis_.bytes() + latents_->fixed_bytes();
 }
 
 size_t LatentSpace::code_bytes(size_t rank, unsigned bits) {
     return bits == kHalfBits ? rank * sizeof(uint16_t) : ScalarCodec::bytes_of(rank, bits);
+}
+
+void LatentSpace::encode(const float* x, size_t n, std::byte* codes) const {
+    const size_t columns = (n + 3) / 4 * 4;
+    std::vector<float> of_head(dim_ * columns), share(rank() * columns), sum(rank() * columns);  // [.., columns]
+    for (size_t head = 0; head < n_heads_; ++head) {
+        for (size_t row = 0; row < n; ++row) {
+            for (size_t i = 0; i < dim_; ++i) {
+                of_head[i * columns + row] = x[(row * n_heads_ + head) * dim_ + i];
+            }
+        }
+        gemm_scores(analysis(head), rank(), dim_, of_head.data(), columns, share.data());
+        std::ranges::transform(sum, share, sum.begin(), std::plus<>());
+    }
+    std::vector<float> latents(columns * rank());
+    latents_->finish(sum.data(), columns, 0, rank(), latents.data());
+    latents_->encode(latents.data(), n, codes);
+}
+
+void LatentSpace::decode(size_t head, const std::byte* codes, size_t first, size_t n, float* x) const {
+    if (scalar_ == nullptr) {
+        std::vector<float> latents(n * rank());
+        latents_->decode(codes, first, n, latents.data());
+        gemm_scores(latents.data(), n, rank(), analysis(head), dim_, x);
+        return;
+    }
+    constexpr size_t kChunk = 16;  // levels stay in the first-level cache
+    alignas(64) std::array<int8_t, kChunk * ScalarFormat::kMaxDim> levels;
+    std::array<float, kChunk> scale;
+    for (size_t begin = 0; begin < n; begin += kChunk) {
+        const size_t size = std::min(kChunk, n - begin);
+        scalar_->unpack(codes, first + begin, size, levels.data(), scale.data());
+        synthesis_.rebuild(levels.data(), scalar_->level_stride(), scale.data(), size, {head * dim_, dim_},
+                           x + begin * dim_);
+    }
+}
+
+void LatentSpace::prepare(size_t head, const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
+    if (scalar_ == nullptr) {
+        gemm_scores(analysis(head) + begin * dim_, end - begin, dim_, transposed(q, lanes, dim_).data(), lanes,
+                    table + begin * lanes);
+    } else {
+        synthesis_.prepare(q, lanes, begin, end, {head * dim_, dim_}, table);
+    }
+}
+
+void LatentSpace::finish(size_t head, const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
+    if (scalar_ != nullptr) {
+        synthesis_.expand(acc, lanes, begin, end, {head * dim_, dim_}, out);
+        return;
+    }
+    const size_t n = end - begin;
+    std::vector<float> slice(rank() * n), sums(n * lanes);
+    for (size_t i = 0; i < rank(); ++i) {
+        std::copy_n(analysis(head) + i * dim_ + begin, n, &slice[i * n]);
+    }
+    gemm_values(slice.data(), rank(), n, acc, lanes, sums.data());
+    for (size_t lane = 0; lane < lanes; ++lane) {
+        for (size_t i = 0; i < n; ++i) {
+            out[lane * dim_ + begin + i] += sums[i * lanes + lane];
+        }
+    }
 }
 
 LatentCodec::LatentCodec(std::shared_ptr<const LatentSpace> space, size_t head, bool before_rope)
@@ -105,64 +179,6 @@ std::string LatentCodec::describe() const {
     return "latents, rank " + std::to_string(shared_->rank()) +
            (shared_->n_heads() > 1 ? " of " + std::to_string(shared_->n_heads()) + " heads" : "") +
            (before_rope_ ? " before RoPE, " : ", ") + shared_->latents().describe();
-}
-
-size_t LatentCodec::fixed_bytes() const {
-    return shared_->directions(head_).size() * sizeof(float) + shared_->latents().fixed_bytes() / shared_->n_heads();
-}
-
-void LatentCodec::encode(const float* x, size_t n, std::byte* codes) const {
-    const size_t rank = shared_->rank(), dim = shared_->dim(), n_heads = shared_->n_heads();
-    const size_t columns = (n + 3) / 4 * 4;
-    std::vector<float> of_head(dim * columns), share(rank * columns), sum(rank * columns);  // [.., columns]
-    for (size_t head = 0; head < n_heads; ++head) {
-        for (size_t row = 0; row < n; ++row) {
-            for (size_t i = 0; i < dim; ++i) {
-                of_head[i * columns + row] = x[(row * n_heads + head) * dim + i];
-            }
-        }
-        gemm_scores(shared_->directions(head).data(), rank, dim, of_head.data(), columns, share.data());
-        std::ranges::transform(sum, share, sum.begin(), std::plus<>());
-    }
-    std::vector<float> latents(columns * rank);
-    shared_->latents().finish(sum.data(), columns, 0, rank, latents.data());
-    shared_->latents().encode(latents.data(), n, codes);
-}
-
-void LatentCodec::decode(const std::byte* codes, size_t first, size_t n, float* x) const {
-    std::vector<float> latents(n * shared_->rank());
-    shared_->read(codes, first, n, latents.data());
-    gemm_scores(latents.data(), n, shared_->rank(), shared_->directions(head_).data(), dim(), x);
-}
-
-void LatentCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {
-    const std::vector<float> columns = transposed(q, lanes, dim());
-    gemm_scores(shared_->directions(head_).data() + begin * dim(), end - begin, dim(), columns.data(), lanes,
-                table + begin * lanes);
-}
-
-void LatentCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
-                        float* s) const {
-    shared_->latents().score(table, lanes, codes, rows, s);
-}
-
-void LatentCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
-                             float* acc) const {
-    shared_->latents().accumulate(p, lanes, codes, rows, acc);
-}
-
-void LatentCodec::finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const {
-    const size_t rank = shared_->rank(), n = end - begin;
-    std::vector<float> slice(rank * n), sums(n * lanes);
-    for (size_t i = 0; i < rank; ++i) {
-        std::copy_n(shared_->directions(head_).data() + i * dim() + begin, n, &slice[i * n]);
-    }
-    gemm_values(slice.data(), rank, n, acc, lanes, sums.data());
-    for (size_t lane = 0; lane < lanes; ++lane) {
-        for (size_t i = 0; i < n; ++i) {
-            out[lane * dim() + begin + i] += sums[i * lanes + lane];
-        }
-    }
 }
 
 }  // namespace kvcodec

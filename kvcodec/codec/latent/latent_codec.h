@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/synthesis.h"
 
 namespace kvcodec {
 
@@ -17,6 +18,9 @@ class ScalarCodec;
 
 /// The directions that the vectors of some KV heads, side by side as one, are projected on, and how the coordinates,
 /// the latents, are stored. What lies in none of the directions is lost.
+///
+/// Code space is the latents', of fewer bits than 16 rotated as the scalar codec does it, and the directions are so
+/// too. They are rounded to 8 bits then (see Synthesis), and latents are found so that the rounded ones rebuild best.
 class LatentSpace {
   public:
     static constexpr size_t kRankMultiple = 16;
@@ -24,8 +28,8 @@ class LatentSpace {
     static constexpr std::array<uint32_t, 5> kBits = {2, 3, 4, 8, kHalfBits};  ///< of a latent
 
     /// directions: [rank, n_heads * dim], orthonormal rows in order of weight. rank: a multiple of kRankMultiple, at
-    /// most the length of a row. bits: of a latent, kHalfBits (f16) or those of the scalar codec. dim: a multiple of 4.
-    /// unbias: see shrinkage.h. Throws Error for other shapes.
+    /// most the length of a row. bits: of a latent, kHalfBits (f16) or those of the scalar codec. dim: a multiple of
+    /// 16, with f16 of 4. unbias: see shrinkage.h. Throws Error for other shapes.
     LatentSpace(std::span<const float> directions, size_t n_heads, size_t dim, unsigned bits, float unbias = 0.0F);
 
     size_t n_heads() const { return n_heads_; }
@@ -33,28 +37,33 @@ class LatentSpace {
     size_t rank() const { return latents_->dim(); }
     /// What codes a vector of rank() latents.
     const Codec& latents() const { return *latents_; }
-    /// [rank, dim]: one head's part of what the elements of the latents' code space stand for, orthonormal as the
-    /// directions are.
-    std::span<const float> directions(size_t head) const {
-        return std::span(directions_).subspan(head * rank() * dim_, rank() * dim_);
-    }
-    /// Rows [first, first + n) of codes as y [n, rank], elements of code space.
-    void read(const std::byte* codes, size_t first, size_t n, float* y) const;
+    size_t fixed_bytes() const;
     /// Bytes of a code of this many latents.
     static size_t code_bytes(size_t rank, unsigned bits);
 
+    /// x: [n, n_heads * dim].
+    void encode(const float* x, size_t n, std::byte* codes) const;
+    // As the functions of Codec with these names, for one head.
+    void decode(size_t head, const std::byte* codes, size_t first, size_t n, float* x) const;
+    void prepare(size_t head, const float* q, size_t lanes, size_t begin, size_t end, float* table) const;
+    void finish(size_t head, const float* acc, size_t lanes, size_t begin, size_t end, float* out) const;
+
   private:
+    void set_analysis(std::span<const float> rows);
+    /// [rank, dim]: what turns one head's part of a vector into its share of the elements of code space.
+    const float* analysis(size_t head) const { return analysis_.data() + head * rank() * dim_; }
+
     size_t n_heads_;
     size_t dim_;
     std::shared_ptr<const Codec> latents_;
     const ScalarCodec* scalar_ = nullptr;  // latents_ as a scalar codec; null for f16
-    std::vector<float> directions_;        // [n_heads, rank, dim]
+    std::vector<float> analysis_;          // [n_heads, rank, dim]; for f16 also what rebuilds vectors
+    Synthesis synthesis_;                  // [rank, n_heads * dim]; empty for f16
 };
 
 /// One head's view of latents: heads that share a LatentSpace share codes, and encode() takes the vectors of all of
-/// them. Code space is the latents' (of fewer bits than 16: rotated, as the scalar codec does it), its table and
-/// accumulators cost a product with rank x dim directions once a step; keys before RoPE have none, they are rebuilt at
-/// a cost of rank x dim multiplications each.
+/// them. Table and accumulators cost a product with rank x dim directions once a step; keys before RoPE have no code
+/// space, they are rebuilt at a cost of rank x dim multiplications each.
 class LatentCodec final : public Codec {
   public:
     LatentCodec(std::shared_ptr<const LatentSpace> space, size_t head, bool before_rope);
@@ -62,20 +71,30 @@ class LatentCodec final : public Codec {
     std::string describe() const override;
     size_t dim() const override { return shared_->dim(); }
     size_t code_bytes() const override { return shared_->latents().code_bytes(); }
-    size_t fixed_bytes() const override;
+    size_t fixed_bytes() const override { return shared_->fixed_bytes() / shared_->n_heads(); }
     size_t joint_heads() const override { return shared_->n_heads(); }
     bool before_rope() const override { return before_rope_; }
     size_t space() const override { return before_rope_ ? 0 : shared_->latents().space(); }
     size_t nonzeros() const override { return space(); }
 
-    void encode(const float* x, size_t n, std::byte* codes) const override;
-    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
-    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
+    void encode(const float* x, size_t n, std::byte* codes) const override { shared_->encode(x, n, codes); }
+    void decode(const std::byte* codes, size_t first, size_t n, float* x) const override {
+        shared_->decode(head_, codes, first, n, x);
+    }
+    void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override {
+        shared_->prepare(head_, q, lanes, begin, end, table);
+    }
     void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
-               float* s) const override;
+               float* s) const override {
+        shared_->latents().score(table, lanes, codes, rows, s);
+    }
     void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
-                    float* acc) const override;
-    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;
+                    float* acc) const override {
+        shared_->latents().accumulate(p, lanes, codes, rows, acc);
+    }
+    void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override {
+        shared_->finish(head_, acc, lanes, begin, end, out);
+    }
 
   private:
     std::shared_ptr<const LatentSpace> shared_;

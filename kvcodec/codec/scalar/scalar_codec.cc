@@ -137,7 +137,7 @@ uint8_t scale_byte(int middle, size_t candidate) {
 }
 
 /// Rows of levels lie this far apart.
-size_t level_stride(const ScalarFormat& format) {
+size_t stride_of(const ScalarFormat& format) {
     return (format.dim + kGroup - 1) / kGroup * kGroup;
 }
 
@@ -289,7 +289,7 @@ void prepare_trellis(const ScalarFormat& format, const float* x, size_t n, float
 
 // --- attention ---
 
-/// Levels [level_stride] of a code with 2 to 4 bits; those past dim are arbitrary.
+/// Levels [stride_of] of a code with 2 to 4 bits; those past dim are arbitrary.
 template <unsigned kBits>
 void unpack(const ScalarFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
     const hn::CappedTag<uint32_t, 8> d32;
@@ -371,7 +371,7 @@ struct Chunk {
     HWY_ALIGN std::array<int8_t, kChunk * kMaxDim> levels;
 
     level_rows::LevelRows load(const ScalarFormat& format, const uint8_t* codes, std::span<const uint16_t> rows) {
-        const size_t stride = level_stride(format);
+        const size_t stride = stride_of(format);
         for (size_t i = 0; i < rows.size(); ++i) {
             const uint8_t* code = codes + rows[i] * format.code_bytes;
             scale[i] = format.scales[code[format.code_bytes - 1]];
@@ -391,21 +391,22 @@ void accumulate_rows(const ScalarFormat& format, const float* p, size_t lanes, c
     level_rows::accumulate_all<Chunk>(format, p, lanes, codes, rows, acc);
 }
 
-void decode_rotated_rows(const ScalarFormat& format, const uint8_t* code, size_t n, float* y) {
-    const Wide d;
-    HWY_ALIGN int8_t levels[kMaxDim];
-    for (size_t row = 0; row < n; ++row, code += format.code_bytes, y += format.dim) {
+void unpack_rows(const ScalarFormat& format, const uint8_t* code, size_t n, int8_t* levels, float* scale) {
+    for (size_t row = 0; row < n; ++row, code += format.code_bytes, levels += stride_of(format)) {
         unpack_row(format, code, levels);
-        const auto scale = hn::Set(d, format.scales[code[format.code_bytes - 1]]);
-        for (size_t i = 0; i < format.dim; i += hn::Lanes(d)) {
-            hn::StoreU(hn::Mul(level_rows::load_levels(d, levels + i), scale), d, y + i);
-        }
+        scale[row] = format.scales[code[format.code_bytes - 1]];
     }
 }
 
 void decode_rows(const ScalarFormat& format, const uint8_t* code, size_t n, float* x) {
-    decode_rotated_rows(format, code, n, x);
-    for (size_t row = 0; row < n; ++row, x += format.dim) {
+    const Wide d;
+    HWY_ALIGN int8_t levels[kMaxDim];
+    for (size_t row = 0; row < n; ++row, code += format.code_bytes, x += format.dim) {
+        float scale = 0.0F;
+        unpack_rows(format, code, 1, levels, &scale);
+        for (size_t i = 0; i < format.dim; i += hn::Lanes(d)) {
+            hn::StoreU(hn::Mul(level_rows::load_levels(d, levels + i), hn::Set(d, scale)), d, x + i);
+        }
         hadamard_blocks(x, format.dim);
         flip(format, x, x);
     }
@@ -448,7 +449,7 @@ namespace {
 
 HWY_EXPORT(encode_uniformly);
 HWY_EXPORT(prepare_trellis);
-HWY_EXPORT(decode_rotated_rows);
+HWY_EXPORT(unpack_rows);
 HWY_EXPORT(decode_rows);
 HWY_EXPORT(prepare_rows);
 HWY_EXPORT(score_rows);
@@ -561,8 +562,12 @@ void ScalarCodec::decode(const std::byte* codes, size_t first, size_t n, float* 
     HWY_DYNAMIC_DISPATCH(decode_rows)(format_, bytes(codes) + first * code_bytes(), n, x);
 }
 
-void ScalarCodec::decode_rotated(const std::byte* codes, size_t first, size_t n, float* y) const {
-    HWY_DYNAMIC_DISPATCH(decode_rotated_rows)(format_, bytes(codes) + first * code_bytes(), n, y);
+void ScalarCodec::unpack(const std::byte* codes, size_t first, size_t n, int8_t* levels, float* scale) const {
+    HWY_DYNAMIC_DISPATCH(unpack_rows)(format_, bytes(codes) + first * code_bytes(), n, levels, scale);
+}
+
+size_t ScalarCodec::level_stride() const {
+    return stride_of(format_);
 }
 
 void ScalarCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const {

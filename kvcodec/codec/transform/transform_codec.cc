@@ -35,13 +35,6 @@ constexpr size_t kMaxDim = TransformFormat::kMaxDim;
 /// Rows coded or decoded at a time.
 constexpr size_t kChunk = 64;
 
-/// Elements [begin, begin + size) of rows to x [n, size].
-struct Columns {
-    size_t begin;
-    size_t size;
-    float* x;
-};
-
 void pack_indices(const TransformFormat& format, const uint8_t* index, uint8_t* code) {
     for (size_t plane = 0; plane < kMaxBits; code += format.plane_bytes[plane], ++plane) {
         for (size_t i = 0; i < kGroup * format.plane_bytes[plane]; ++i) {
@@ -59,7 +52,6 @@ namespace kvcodec::HWY_NAMESPACE {
 namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 
-constexpr size_t kQuad = TransformFormat::kQuad;
 constexpr size_t kLookup = TransformFormat::kLookup;
 constexpr size_t kWideLookup = TransformFormat::kWideLookup;
 
@@ -83,8 +75,8 @@ HWY_INLINE hn::Vec<D> look_up(D bytes, const TransformFormat::Lookup& lookup, si
     return levels;
 }
 
-// Newer AVX-512 chooses among 128 bytes and adds products of four bytes in one instruction (VBMI, VNNI). Highway has no
-// target for it here. Not by intrinsics: these would need a target too, and GCC 12 copies all sums around a product.
+// Newer AVX-512 chooses among 128 bytes in one instruction (VBMI). Highway has no target for it here, and an intrinsic
+// would need one too.
 #undef KVCODEC_BYTE_INSTRUCTIONS
 #if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
 #define KVCODEC_BYTE_INSTRUCTIONS 1
@@ -94,11 +86,6 @@ namespace byte_instructions {
 HWY_INLINE __m512i choose(__m512i index, __m512i lower, __m512i upper) {
     asm("vpermi2b %2, %1, %0" : "+v"(index) : "v"(lower), "v"(upper));
     return index;
-}
-
-/// sum += a . b, four unsigned and signed bytes each.
-HWY_INLINE void add_products(__m512i a, __m512i b, __m512i& sum) {
-    asm("vpdpbusd %2, %1, %0" : "+v"(sum) : "v"(a), "v"(b));
 }
 
 void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT code, int8_t* HWY_RESTRICT levels) {
@@ -201,197 +188,13 @@ void accumulate_rows(const TransformFormat& format, const float* p, size_t lanes
     level_rows::accumulate_all<Chunk>(format, p, lanes, codes, rows, acc);
 }
 
-/// Rows that are rebuilt together.
-constexpr size_t kTall = 4;
-
-constexpr size_t kTile = hn::MaxLanes(hn::CappedTag<float, 16>());
-
-/// x [kRows, size] of elements [first, first + kTile): levels [kRows, stride] times the synthesis.
-template <size_t kRows>
-HWY_INLINE void synthesise_tile(const TransformFormat& format, const int16_t* HWY_RESTRICT levels, size_t stride,
-                                const float* HWY_RESTRICT scale, size_t first, float* HWY_RESTRICT x, size_t size) {
-    const hn::FixedTag<float, kTile> d;
-    const hn::FixedTag<int32_t, kTile> sums;
-    const hn::FixedTag<int64_t, kTile / 2> quads;
-    const hn::FixedTag<int16_t, 2 * kTile> shorts;
-    const hn::FixedTag<int8_t, 2 * kTile> bytes;
-    hn::Vec<decltype(sums)> sum[kRows][2];   // of kTile / 2 elements, two each
-    hn::Vec<decltype(sums)> rest[kRows][2];  // unused where one instruction adds pairs, as on x86
-    for (size_t r = 0; r < kRows; ++r) {
-        sum[r][0] = sum[r][1] = hn::Zero(sums);
-        rest[r][0] = rest[r][1] = hn::Zero(sums);
-    }
-    const int8_t* HWY_RESTRICT synthesis = format.synthesis.data() + kQuad * first;
-    for (size_t j = 0; j < format.n_active; j += kQuad, synthesis += kQuad * format.dim) {
-        const auto low = hn::PromoteTo(shorts, hn::LoadU(bytes, synthesis));
-        const auto high = hn::PromoteTo(shorts, hn::LoadU(bytes, synthesis + 2 * kTile));
-        for (size_t r = 0; r < kRows; ++r) {
-            int64_t quad = 0;
-            std::memcpy(&quad, levels + r * stride + j, sizeof(quad));
-            const auto factors = hn::BitCast(shorts, hn::Set(quads, quad));
-            sum[r][0] = hn::ReorderWidenMulAccumulate(sums, factors, low, sum[r][0], rest[r][0]);
-            sum[r][1] = hn::ReorderWidenMulAccumulate(sums, factors, high, sum[r][1], rest[r][1]);
-        }
-    }
-    const auto unit = hn::LoadU(d, format.unit.data() + first);
-    for (size_t r = 0; r < kRows; ++r) {
-        const auto low = hn::RearrangeToOddPlusEven(sum[r][0], rest[r][0]);
-        const auto high = hn::RearrangeToOddPlusEven(sum[r][1], rest[r][1]);
-        const auto total = hn::Add(hn::ConcatEven(sums, high, low), hn::ConcatOdd(sums, high, low));
-        hn::StoreU(hn::Mul(hn::Mul(unit, hn::Set(d, scale[r])), hn::ConvertTo(d, total)), d, x + r * size);
-    }
-}
-
-void synthesise(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
-    const hn::CappedTag<int16_t, 16> shorts;
-    const hn::Rebind<int8_t, decltype(shorts)> bytes;
-    HWY_ALIGN int16_t levels[kTall * kMaxDim];
-    for (size_t row = 0, n = 0; row < rows.n; row += n) {
-        n = rows.n - row >= kTall ? kTall : 1;
-        for (size_t i = 0; i < n * rows.stride; i += hn::Lanes(shorts)) {
-            hn::Store(hn::PromoteTo(shorts, hn::LoadU(bytes, rows.levels + row * rows.stride + i)), shorts, levels + i);
-        }
-        for (size_t i = 0; i < columns.size; i += kTile) {
-            float* x = columns.x + row * columns.size + i;
-            if (n == kTall) {
-                synthesise_tile<kTall>(format, levels, rows.stride, rows.scale + row, columns.begin + i, x,
-                                       columns.size);
-            } else {
-                synthesise_tile<1>(format, levels, rows.stride, rows.scale + row, columns.begin + i, x, columns.size);
-            }
-        }
-    }
-}
-
-#if KVCODEC_BYTE_INSTRUCTIONS
-namespace byte_instructions {
-
-constexpr size_t kWide = 16;
-
-/// As above, with levels moved to 0 to 255, of kVectors * kWide elements.
-template <size_t kRows, size_t kVectors>
-HWY_INLINE void synthesise_tile(const TransformFormat& format, const uint8_t* HWY_RESTRICT levels, size_t stride,
-                                const float* HWY_RESTRICT scale, size_t first, float* HWY_RESTRICT x, size_t size) {
-    const int32_t* HWY_RESTRICT column_sum = format.column_sum.data() + first;
-    const float* HWY_RESTRICT unit = format.unit.data() + first;
-    const int8_t* HWY_RESTRICT synthesis = format.synthesis.data() + kQuad * first;
-    const size_t n_active = format.n_active, row_bytes = kQuad * format.dim;
-    __m512i sum[kRows][kVectors];
-    for (size_t v = 0; v < kVectors; ++v) {
-        const __m512i moved = _mm512_slli_epi32(_mm512_loadu_si512(column_sum + v * kWide), 7);
-        for (size_t r = 0; r < kRows; ++r) {
-            sum[r][v] = _mm512_sub_epi32(_mm512_setzero_si512(), moved);
-        }
-    }
-    for (size_t j = 0; j < n_active; j += kQuad, synthesis += row_bytes) {
-        __m512i part[kVectors];
-        for (size_t v = 0; v < kVectors; ++v) {
-            part[v] = _mm512_loadu_si512(synthesis + v * kQuad * kWide);
-        }
-        for (size_t r = 0; r < kRows; ++r) {
-            int32_t quad = 0;
-            std::memcpy(&quad, levels + r * stride + j, sizeof(quad));
-            const __m512i factors = _mm512_set1_epi32(quad);
-            for (size_t v = 0; v < kVectors; ++v) {
-                add_products(factors, part[v], sum[r][v]);
-            }
-        }
-    }
-    for (size_t r = 0; r < kRows; ++r) {
-        const __m512 factor = _mm512_set1_ps(scale[r]);
-        for (size_t v = 0; v < kVectors; ++v) {
-            const __m512 total = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][v]), _mm512_loadu_ps(unit + v * kWide));
-            _mm512_storeu_ps(x + r * size + v * kWide, _mm512_mul_ps(factor, total));
-        }
-    }
-}
-
-template <size_t kRows>
-HWY_INLINE void synthesise_rows(const TransformFormat& format, const uint8_t* levels, size_t stride, const float* scale,
-                                const Columns& columns, float* x) {
-    constexpr size_t kVectors = 4;
-    size_t i = 0;
-    for (; i + kVectors * kWide <= columns.size; i += kVectors * kWide) {
-        synthesise_tile<kRows, kVectors>(format, levels, stride, scale, columns.begin + i, x + i, columns.size);
-    }
-    for (; i < columns.size; i += kWide) {
-        synthesise_tile<kRows, 1>(format, levels, stride, scale, columns.begin + i, x + i, columns.size);
-    }
-}
-
-void synthesise(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
-    const hn::FixedTag<int8_t, kLookup> bytes;
-    HWY_ALIGN uint8_t levels[kTall * kMaxDim];
-    for (size_t row = 0, n = 0; row < rows.n; row += n) {
-        n = rows.n - row >= kTall ? kTall : 1;
-        for (size_t i = 0; i < n * rows.stride; i += kLookup) {
-            const auto moved =
-                hn::Xor(hn::LoadU(bytes, rows.levels + row * rows.stride + i), hn::Set(bytes, int8_t{-128}));
-            hn::Store(moved, bytes, reinterpret_cast<int8_t*>(levels) + i);
-        }
-        float* x = columns.x + row * columns.size;
-        if (n == kTall) {
-            synthesise_rows<kTall>(format, levels, rows.stride, rows.scale + row, columns, x);
-        } else {
-            synthesise_rows<1>(format, levels, rows.stride, rows.scale + row, columns, x);
-        }
-    }
-}
-
-}  // namespace byte_instructions
-
-void synthesise_best(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
-    if (format.has_byte_instructions) {
-        byte_instructions::synthesise(format, rows, columns);
-    } else {
-        synthesise(format, rows, columns);
-    }
-}
-
-#else
-
-void synthesise_best(const TransformFormat& format, const level_rows::LevelRows& rows, const Columns& columns) {
-    synthesise(format, rows, columns);
-}
-
-#endif
-
-/// Elements [begin, begin + size) of n <= kChunk rows.
-void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, const Columns& columns) {
+/// x [n, part.size] of n <= kChunk rows.
+void decode_rows(const TransformFormat& format, const uint8_t* codes, size_t n, TransformCodec::Part part, float* x) {
     Chunk chunk;
     std::array<uint16_t, kChunk> rows;
     std::iota(rows.begin(), rows.end(), uint16_t{0});
-    synthesise_best(format, chunk.load(format, codes, std::span(rows).first(n)), columns);
-}
-
-/// out [lanes, stride] += elements [begin, end) of the synthesis times acc [n_active, lanes].
-void expand(const TransformFormat& format, const float* HWY_RESTRICT acc, size_t lanes, size_t begin, size_t end,
-            float* HWY_RESTRICT out, size_t stride) {
-    constexpr size_t kLaneTile = 4;
-    const hn::CappedTag<float, 16> d;
-    const hn::Rebind<int8_t, decltype(d)> bytes;
-    const hn::Rebind<int32_t, decltype(d)> integers;
-    for (size_t i = begin; i < end; i += hn::Lanes(d), out += hn::Lanes(d)) {
-        const auto unit = hn::LoadU(d, format.unit.data() + i);
-        for (size_t lane = 0; lane < lanes; lane += kLaneTile) {
-            hn::Vec<decltype(d)> sum[kLaneTile] = {hn::Zero(d), hn::Zero(d), hn::Zero(d), hn::Zero(d)};
-            for (size_t j = 0; j < format.n_active; j += kQuad) {
-                hn::Vec<decltype(bytes)> row[kQuad];
-                hn::LoadInterleaved4(bytes, format.synthesis.data() + j * format.dim + kQuad * i, row[0], row[1],
-                                     row[2], row[3]);
-                for (size_t k = 0; k < kQuad; ++k) {
-                    const auto element = hn::ConvertTo(d, hn::PromoteTo(integers, row[k]));
-                    for (size_t l = 0; l < kLaneTile; ++l) {
-                        sum[l] = hn::MulAdd(element, hn::Set(d, acc[(j + k) * lanes + lane + l]), sum[l]);
-                    }
-                }
-            }
-            for (size_t l = 0; l < kLaneTile; ++l) {
-                float* HWY_RESTRICT to = out + (lane + l) * stride;
-                hn::StoreU(hn::MulAdd(unit, sum[l], hn::LoadU(d, to)), d, to);
-            }
-        }
-    }
+    const level_rows::LevelRows of = chunk.load(format, codes, std::span(rows).first(n));
+    format.synthesis.rebuild(of.levels, of.stride, of.scale, n, part, x);
 }
 
 }  // namespace
@@ -405,7 +208,6 @@ namespace {
 HWY_EXPORT(decode_rows);
 HWY_EXPORT(score_rows);
 HWY_EXPORT(accumulate_rows);
-HWY_EXPORT(expand);
 
 constexpr int kStepsPerOctave = 12;
 /// Scale byte of a vector whose components have just their deviations.
@@ -611,13 +413,12 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
         }
         size_of_level.insert(size_of_level.end(), size, gain * unit);
     }
-    round_synthesis(synthesis);
+    format_.synthesis = Synthesis(synthesis, format_.n_active, dim);
     // Codes are of what the rounded rows E + S mean: to first order their inverse is A - A E A.
     for (size_t j = 0; j < format_.n_active; ++j) {
         for (size_t i = 0; i < dim; ++i) {
-            const float rounded =
-                format_.unit[i] * static_cast<float>(format_.synthesis[TransformFormat::place(dim, j, i)]);
-            synthesis[j * dim + i] = (rounded - synthesis[j * dim + i]) / size_of_level[j];
+            float& row = synthesis[j * dim + i];
+            row = (format_.synthesis.at(j, i) - row) / size_of_level[j];
         }
     }
     std::vector<float> product(format_.n_active * format_.n_active), correction(analysis.size());
@@ -654,28 +455,6 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
     trellis_ = TrellisEncoder(std::move(bits), energy_);
 }
 
-/// synthesis: [n_active, dim].
-void TransformCodec::round_synthesis(std::span<const float> synthesis) {
-    constexpr float kLargest = 127.0F;  // sums of kMaxDim products with levels stay far below 2^31
-    const size_t dim = format_.dim;
-    format_.synthesis.resize(synthesis.size());
-    format_.unit.resize(dim);
-    format_.column_sum.resize(dim);
-    for (size_t i = 0; i < dim; ++i) {
-        float largest = 0.0F;
-        for (size_t j = 0; j < format_.n_active; ++j) {
-            largest = std::max(largest, std::abs(synthesis[j * dim + i]));
-        }
-        format_.unit[i] = largest / kLargest;
-        for (size_t j = 0; j < format_.n_active; ++j) {
-            const float units = format_.unit[i] == 0.0F ? 0.0F : synthesis[j * dim + i] / format_.unit[i];
-            const auto rounded = static_cast<int8_t>(std::lround(units));
-            format_.synthesis[TransformFormat::place(dim, j, i)] = rounded;
-            format_.column_sum[i] += rounded;
-        }
-    }
-}
-
 double TransformCodec::expected_loss(std::span<const float> variance, size_t code_bytes) {
     const std::vector<uint8_t> bits = allocate(variance, code_bytes);
     double lost = 0.0;
@@ -694,9 +473,9 @@ std::string TransformCodec::describe() const {
 }
 
 size_t TransformCodec::fixed_bytes() const {
-    size_t bytes =
-        sizeof(format_) + format_.bits.size() + format_.synthesis.size() + sizeof(int16_t) * format_.analysis.size() +
-        sizeof(float) * (format_.analysis_unit.size() + 2 * format_.dim + 2 * energy_.size()) + format_.n_active;
+    size_t bytes = sizeof(format_) + format_.bits.size() + format_.synthesis.bytes() +
+                   sizeof(int16_t) * format_.analysis.size() +
+                   sizeof(float) * (format_.analysis_unit.size() + 2 * energy_.size()) + format_.n_active;
     for (const TransformFormat::Lookup& lookup : format_.lookups) {
         bytes += sizeof(lookup) + lookup.tables.size();
     }
@@ -753,22 +532,16 @@ void TransformCodec::decode_part(const std::byte* codes, size_t first, size_t n,
     const auto* code = reinterpret_cast<const uint8_t*>(codes) + first * format_.code_bytes;
     for (size_t begin = 0; begin < n; begin += kChunk) {
         HWY_DYNAMIC_DISPATCH(decode_rows)
-        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin),
-         {part.begin, part.size, x + begin * part.size});
+        (format_, code + begin * format_.code_bytes, std::min(kChunk, n - begin), part, x + begin * part.size);
     }
 }
 
 void TransformCodec::prepare_part(const float* q, size_t lanes, size_t begin, size_t end, Part part,
                                   float* table) const {
-    for (size_t j = begin; j < end; ++j) {
-        float* row = table + j * lanes;
-        std::fill_n(row, lanes, 0.0F);
-        for (size_t i = part.begin; j < format_.n_active && i < part.begin + part.size; ++i) {
-            const int8_t element = format_.synthesis[TransformFormat::place(format_.dim, j, i)];
-            for (size_t lane = 0; lane < lanes; ++lane) {
-                row[lane] += format_.unit[i] * static_cast<float>(element) * q[lane * part.size + i - part.begin];
-            }
-        }
+    const size_t coded = std::min(end, format_.n_active);
+    format_.synthesis.prepare(q, lanes, begin, coded, part, table);
+    for (size_t j = std::max(begin, coded); j < end; ++j) {
+        std::fill_n(table + j * lanes, lanes, 0.0F);
     }
 }
 
@@ -780,11 +553,6 @@ void TransformCodec::score(const float* table, size_t lanes, const std::byte* co
 void TransformCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                                 float* acc) const {
     HWY_DYNAMIC_DISPATCH(accumulate_rows)(format_, p, lanes, reinterpret_cast<const uint8_t*>(codes), rows, acc);
-}
-
-void TransformCodec::finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part,
-                                 float* out) const {
-    HWY_DYNAMIC_DISPATCH(expand)(format_, acc, lanes, part.begin + begin, part.begin + end, out + begin, part.size);
 }
 
 TransformHead::TransformHead(std::shared_ptr<const TransformCodec> all, size_t head, size_t n_heads)

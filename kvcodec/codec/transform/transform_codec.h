@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kvcodec/codec/codec.h"
+#include "kvcodec/codec/synthesis.h"
 #include "kvcodec/codec/trellis/trellis.h"
 
 namespace kvcodec {
@@ -25,7 +26,6 @@ namespace kvcodec {
 /// components in order, the others what trellis.h calls the rest.
 struct TransformFormat {
     static constexpr size_t kGroup = 8;
-    static constexpr size_t kQuad = 4;  ///< rows of the synthesis side by side
     static constexpr size_t kMaxDim = 512;
     static constexpr size_t kMaxBits = Trellis::kMaxBits;
     static constexpr float kMostSpread = 16.0F;  ///< of a block's variances, below their mean
@@ -36,9 +36,7 @@ struct TransformFormat {
     size_t code_bytes = 0;
     std::array<size_t, kMaxBits> plane_bytes{};
     std::vector<uint8_t> bits;         ///< [dim / kGroup]
-    std::vector<int8_t> synthesis;     ///< [n_active / kQuad, dim, kQuad]: kQuad rows side by side
-    std::vector<float> unit;           ///< [dim], of the synthesis' integers, for levels as 8-bit integers
-    std::vector<int32_t> column_sum;   ///< [dim], of the synthesis' integers over all rows
+    Synthesis synthesis;               ///< [n_active, dim]
     std::vector<int16_t> analysis;     ///< [dim, n_active]: column j turns x into row j's share, in deviations
     std::vector<float> analysis_unit;  ///< [n_active], of its integers
     std::array<float, 256> scales{};   ///< by scale byte; 0 for byte 0
@@ -63,10 +61,7 @@ struct TransformFormat {
         bool is_long = false;  ///< whether more than 128 of the table are in use
     };
     std::vector<WideLookup> wide_lookups;
-    bool has_byte_instructions = false;  ///< VNNI and VBMI of AVX-512
-
-    /// Of element i of row j in the synthesis.
-    static size_t place(size_t dim, size_t j, size_t i) { return (j / kQuad * dim + i) * kQuad + j % kQuad; }
+    bool has_byte_instructions = false;  ///< VBMI of AVX-512
 };
 
 /// The bits are those that a greedy search finds to lose least of the variance (reverse water-filling, in groups).
@@ -119,19 +114,15 @@ class TransformCodec final : public Codec {
         finish_part(acc, lanes, begin, end, {0, dim()}, out);
     }
 
-    /// Some elements of the vectors, a multiple of 16. x, q and out hold no others: [.., size].
-    struct Part {
-        size_t begin;
-        size_t size;
-    };
+    using Part = Synthesis::Part;
     void decode_part(const std::byte* codes, size_t first, size_t n, Part part, float* x) const;
     void prepare_part(const float* q, size_t lanes, size_t begin, size_t end, Part part, float* table) const;
     /// begin and end: within the part.
-    void finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part, float* out) const;
+    void finish_part(const float* acc, size_t lanes, size_t begin, size_t end, Part part, float* out) const {
+        format_.synthesis.expand(acc, lanes, begin, end, part, out);
+    }
 
   private:
-    void round_synthesis(std::span<const float> synthesis);
-
     TransformFormat format_;
     std::vector<float> energy_;  // [n_active]: of a component's share, mean of its block
     TrellisEncoder trellis_;

@@ -2,6 +2,7 @@
 // shapes of two models. One thread.
 #include <benchmark/benchmark.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 #include <numeric>
@@ -9,6 +10,7 @@
 
 #include "bench/bench_layers.h"
 #include "kvcodec/attend/attention.h"
+#include "kvcodec/codec/mean/rotating_mean.h"
 #include "kvcodec/store/layer_store.h"
 
 namespace kvcodec {
@@ -94,6 +96,25 @@ void decode(benchmark::State& state) {
     set_codec_label(state, *codec);
 }
 
+/// What the rotating mean of keys adds to the scores of one block and head.
+void mean_score(benchmark::State& state) {
+    const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
+    const size_t lanes = (shape.group + Codec::kLaneMultiple - 1) / Codec::kLaneMultiple * Codec::kLaneMultiple;
+    const RotatingMean mean(std::make_shared<RopeTables>(bench_rope(shape.dim)), random_rows(shape.dim, 6), 1);
+    std::vector<float> q = random_rows(lanes * shape.dim, 2);
+    std::fill(q.begin() + static_cast<std::ptrdiff_t>(shape.group * shape.dim), q.end(), 0.0F);
+    std::vector<float> prepared(mean.prepared_floats(lanes)), s(kBlock * lanes);
+    mean.prepare(0, q.data(), lanes, prepared.data());
+    std::vector<int32_t> positions(kBlock);
+    std::iota(positions.begin(), positions.end(), 4096);
+    for (auto _ : state) {
+        mean.score(prepared.data(), lanes, positions.data(), kBlock, s.data());
+        benchmark::DoNotOptimize(s.data());
+        benchmark::ClobberMemory();
+    }
+    state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(kBlock));
+}
+
 /// One layer's attention over a coded cache. Arguments: shape, codec, cells, query tokens.
 void attention(benchmark::State& state) {
     const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
@@ -127,6 +148,7 @@ BENCHMARK(prepare)->Apply(every_codec);
 BENCHMARK(score)->Apply(every_codec);
 BENCHMARK(accumulate)->Apply(every_codec);
 BENCHMARK(decode)->Apply(every_codec);
+BENCHMARK(mean_score)->ArgName("shape")->DenseRange(0, 1, 1);
 BENCHMARK(attention)
     ->ArgNames({"shape", "codec", "cells", "tokens"})
     ->ArgsProduct(

@@ -53,6 +53,14 @@ inline bool has_layer_codecs(int64_t number, const BenchShape& shape) {
     return (number != kJointTransform && number != kJointLatent) || shape.row() <= most;
 }
 
+inline Rope bench_rope(size_t dim) {
+    RopeParams params;
+    params.pairing = RopeParams::Pairing::kHalves;
+    params.n_dims = static_cast<uint32_t>(dim);
+    params.freq_base = 1e5F;
+    return {params, dim};
+}
+
 inline LayerCodecs layer_codecs(int64_t number, const BenchShape& shape) {
     LayerCodecs codecs;
     if (number < kTransform) {
@@ -88,11 +96,7 @@ inline LayerCodecs layer_codecs(int64_t number, const BenchShape& shape) {
         codecs.k = codecs.k_heads[0];
         codecs.v = codecs.v_heads[0];
     }
-    RopeParams params;
-    params.pairing = RopeParams::Pairing::kHalves;
-    params.n_dims = static_cast<uint32_t>(shape.dim);
-    params.freq_base = 1e5F;
-    codecs.rope = Rope(params, shape.dim);
+    codecs.rope = bench_rope(shape.dim);
     codecs.rope_tables = std::make_shared<RopeTables>(codecs.rope);
     codecs.k_plain_mean = random_rows(shape.row(), 6);
     return codecs;

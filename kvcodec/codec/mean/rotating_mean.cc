@@ -1,7 +1,9 @@
 #include "kvcodec/codec/mean/rotating_mean.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
+#include <numbers>
 #include <numeric>
 #include <string>
 
@@ -19,10 +21,24 @@ namespace kvcodec {
 namespace {
 
 constexpr size_t kLaneTile = 4;
-/// Floats in front of the prepared rows; the first one is the head.
+constexpr size_t kNodes = RopeTables::kNodes;
+/// Floats in front of the prepared rows: the head, and how many lanes are not zero.
 constexpr size_t kHeader = 4;
 /// Shorter runs of consecutive positions are quicker cell by cell.
 constexpr size_t kMinRun = 8;
+
+/// Of one head's queries, see RotatingMean::prepare().
+struct Prepared {
+    Prepared(const float* data, size_t lanes, size_t stride)
+        : n_active(static_cast<size_t>(data[1])),
+          constant(data + kHeader),
+          a(constant + lanes),
+          b(a + lanes * stride) {}
+    size_t n_active;
+    const float* constant;  // [lanes]
+    const float* a;         // [lanes, stride]
+    const float* b;         // [lanes, stride]
+};
 
 }  // namespace
 }  // namespace kvcodec
@@ -195,112 +211,168 @@ void turn(const RopeTables& tables, float sign, float factor, const int32_t* pos
     }
 }
 
-/// One cell: s[lanes] += A cos + B sin, summed over the kept pairs.
-void score_cell(const RotatingHead& head, const float* HWY_RESTRICT rows, size_t lanes,
-                const float* HWY_RESTRICT phases, size_t half, float* HWY_RESTRICT s) {
-    const Quad d;
-    for (size_t lane = 0; lane < lanes; lane += kLaneTile) {
-        auto even = hn::LoadU(d, rows + lane);
-        auto odd = hn::LoadU(d, s + lane);
-        const float* HWY_RESTRICT ab = rows + lanes + lane;
-        for (const uint32_t pair : head.pairs) {
-            even = hn::MulAdd(hn::LoadU(d, ab), hn::Set(d, phases[pair]), even);
-            odd = hn::MulAdd(hn::LoadU(d, ab + lanes), hn::Set(d, phases[half + pair]), odd);
-            ab += 2 * lanes;
+/// One cell: s[lanes] += A cos + B sin, summed over the pairs.
+void score_cell(const Prepared& prepared, size_t stride, const float* HWY_RESTRICT phases, float* HWY_RESTRICT s) {
+    const Wide d;
+    for (size_t lane = 0; lane < prepared.n_active; ++lane) {
+        auto even = hn::Zero(d);
+        auto odd = hn::Zero(d);
+        for (size_t i = 0; i < stride; i += hn::Lanes(d)) {
+            even = hn::MulAdd(hn::LoadU(d, prepared.a + lane * stride + i), hn::LoadU(d, phases + i), even);
+            odd = hn::MulAdd(hn::LoadU(d, prepared.b + lane * stride + i), hn::LoadU(d, phases + stride + i), odd);
         }
-        hn::StoreU(hn::Add(even, odd), d, s + lane);
+        s[lane] += prepared.constant[lane] + hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
     }
 }
 
-/// Cells [0, 2 * Lanes) of a run, four lanes: turned [n_kept, 2, 4] times waves, on top of constant [4]. s points at
-/// the first cell, whose rows are `lanes` apart.
-void score_tile(const RopeTables& tables, const RotatingHead& head, const float* HWY_RESTRICT turned,
-                const float* HWY_RESTRICT constant, size_t first_cell, size_t n_cells, float* HWY_RESTRICT s,
-                size_t lanes) {
+/// What up to kLaneTile lanes have of the waves over a run of cells.
+struct Factors {
+    const float* constant;                                 // [kLaneTile]
+    float a[kLaneTile][RopeTables::kMaxPairs];             // of cosines
+    float b[kLaneTile][RopeTables::kMaxPairs];             // of sines
+    HWY_ALIGN float nodes[kLaneTile][RopeTables::kNodes];  // the slow pairs' sum
+};
+
+/// Vectors of cells whose sums stay in registers.
+constexpr size_t kCellVectors = HWY_MAX_BYTES >= 64 ? 4 : 2;
+
+/// kLanes lanes of cells [first_cell, first_cell + kCellVectors * Lanes), n_cells of which count. s points at the first
+/// one, whose rows are `lanes` apart.
+template <size_t kLanes>
+HWY_INLINE void score_tile(const RopeTables& tables, const RotatingHead& head, const Factors& factors,
+                           size_t first_cell, size_t n_cells, float* HWY_RESTRICT s, size_t lanes) {
     const Wide d;
     const Quad quad;
     const size_t width = hn::Lanes(d);
-    auto s00 = hn::Set(d, constant[0]);
-    auto s10 = hn::Set(d, constant[1]);
-    auto s20 = hn::Set(d, constant[2]);
-    auto s30 = hn::Set(d, constant[3]);
-    auto s01 = s00;
-    auto s11 = s10;
-    auto s21 = s20;
-    auto s31 = s30;
-    const auto add_wave = [&](const float* HWY_RESTRICT wave, const float* HWY_RESTRICT factors) HWY_ATTR {
-        const auto w0 = hn::LoadU(d, wave);
-        const auto w1 = hn::LoadU(d, wave + width);
-        const auto f0 = hn::Set(d, factors[0]);
-        s00 = hn::MulAdd(f0, w0, s00);
-        s01 = hn::MulAdd(f0, w1, s01);
-        const auto f1 = hn::Set(d, factors[1]);
-        s10 = hn::MulAdd(f1, w0, s10);
-        s11 = hn::MulAdd(f1, w1, s11);
-        const auto f2 = hn::Set(d, factors[2]);
-        s20 = hn::MulAdd(f2, w0, s20);
-        s21 = hn::MulAdd(f2, w1, s21);
-        const auto f3 = hn::Set(d, factors[3]);
-        s30 = hn::MulAdd(f3, w0, s30);
-        s31 = hn::MulAdd(f3, w1, s31);
-    };
-    for (const uint32_t pair : head.pairs) {
-        const float* HWY_RESTRICT wave = tables.wave(pair) + first_cell;
-        add_wave(wave, turned);
-        add_wave(wave + RopeTables::kBlock, turned + kLaneTile);
-        turned += 2 * kLaneTile;
+    hn::Vec<Wide> sum[kLaneTile][kCellVectors];
+    for (size_t lane = 0; lane < kLaneTile; ++lane) {
+        for (size_t v = 0; v < kCellVectors; ++v) {
+            sum[lane][v] = lane < kLanes ? hn::Set(d, factors.constant[lane]) : hn::Zero(d);
+        }
     }
-    HWY_ALIGN float cells[2 * kLaneTile * hn::MaxLanes(d)];
-    hn::StoreInterleaved4(s00, s10, s20, s30, d, cells);
-    hn::StoreInterleaved4(s01, s11, s21, s31, d, cells + kLaneTile * width);
-    for (size_t cell = 0; cell < std::min(n_cells, 2 * width); ++cell) {
+    const auto add_wave = [&](const float* HWY_RESTRICT wave, const float* HWY_RESTRICT factor, size_t stride)
+                              HWY_ATTR {
+                                  hn::Vec<Wide> w[kCellVectors];
+                                  for (size_t v = 0; v < kCellVectors; ++v) {
+                                      w[v] = hn::LoadU(d, wave + v * width);
+                                  }
+                                  for (size_t lane = 0; lane < kLanes; ++lane) {
+                                      const auto f = hn::Set(d, factor[lane * stride]);
+                                      for (size_t v = 0; v < kCellVectors; ++v) {
+                                          sum[lane][v] = hn::MulAdd(f, w[v], sum[lane][v]);
+                                      }
+                                  }
+                              };
+    for (const uint32_t pair : head.fast) {
+        const float* HWY_RESTRICT wave = tables.wave(pair) + first_cell;
+        add_wave(wave, &factors.a[0][pair], RopeTables::kMaxPairs);
+        add_wave(wave + RopeTables::kBlock, &factors.b[0][pair], RopeTables::kMaxPairs);
+    }
+    const float* HWY_RESTRICT interpolation = tables.interpolation() + first_cell;
+    for (size_t node = 0; !head.slow.empty() && node < kNodes; ++node) {
+        add_wave(interpolation + node * RopeTables::kBlock, &factors.nodes[0][node], kNodes);
+    }
+    HWY_ALIGN float cells[kCellVectors * kLaneTile * hn::MaxLanes(d)];
+    for (size_t v = 0; v < kCellVectors; ++v) {
+        hn::StoreInterleaved4(sum[0][v], sum[1][v], sum[2][v], sum[3][v], d, cells + v * kLaneTile * width);
+    }
+    for (size_t cell = 0; cell < std::min(n_cells, kCellVectors * width); ++cell) {
         float* HWY_RESTRICT out = s + cell * lanes;
         hn::StoreU(hn::Add(hn::LoadU(quad, out), hn::Load(quad, cells + cell * kLaneTile)), quad, out);
     }
 }
 
-/// n cells at consecutive positions: A and B are turned to the first one, then the waves over a block are constants.
-void score_run(const RopeTables& tables, const RotatingHead& head, const float* HWY_RESTRICT rows, size_t lanes,
-               const float* HWY_RESTRICT phases, size_t n, float* HWY_RESTRICT s) {
-    const Quad d;
-    const size_t half = tables.stride();
-    const size_t step = 2 * hn::Lanes(Wide());
-    HWY_ALIGN float turned[RopeTables::kMaxPairs * 2 * kLaneTile];
-    for (size_t lane = 0; lane < lanes; lane += kLaneTile) {
-        const float* HWY_RESTRICT ab = rows + lanes + lane;
-        float* HWY_RESTRICT out = turned;
-        for (const uint32_t pair : head.pairs) {
-            const auto a = hn::LoadU(d, ab);
-            const auto b = hn::LoadU(d, ab + lanes);
-            const auto c = hn::Set(d, phases[pair]);
-            const auto sine = hn::Set(d, phases[half + pair]);
-            hn::Store(hn::MulAdd(a, c, hn::Mul(b, sine)), d, out);
-            hn::Store(hn::NegMulAdd(a, sine, hn::Mul(b, c)), d, out + kLaneTile);
-            ab += 2 * lanes;
-            out += 2 * kLaneTile;
+/// Lanes [lane, lane + kLanes) of n cells at consecutive positions: A and B are turned to the first one, then the waves
+/// over a block are constants.
+template <size_t kLanes>
+void score_lanes(const RopeTables& tables, const RotatingHead& head, const Prepared& prepared, size_t lane,
+                 size_t lanes, const float* HWY_RESTRICT phases, size_t n, float* HWY_RESTRICT s) {
+    const Wide d;
+    const hn::CappedTag<float, kNodes> nodes;
+    const size_t stride = tables.stride();
+    Factors factors;
+    factors.constant = prepared.constant + lane;
+    for (size_t i = 0; i < stride; i += hn::Lanes(d)) {
+        const auto c = hn::LoadU(d, phases + i);
+        const auto sine = hn::LoadU(d, phases + stride + i);
+        for (size_t k = 0; k < kLanes; ++k) {
+            const auto a = hn::LoadU(d, prepared.a + (lane + k) * stride + i);
+            const auto b = hn::LoadU(d, prepared.b + (lane + k) * stride + i);
+            hn::StoreU(hn::MulAdd(a, c, hn::Mul(b, sine)), d, factors.a[k] + i);
+            hn::StoreU(hn::NegMulAdd(a, sine, hn::Mul(b, c)), d, factors.b[k] + i);
         }
-        for (size_t cell = 0; cell < n; cell += step) {
-            score_tile(tables, head, turned, rows + lane, cell, n - cell, s + cell * lanes + lane, lanes);
+    }
+    for (size_t node = 0; !head.slow.empty() && node < kNodes; node += hn::Lanes(nodes)) {
+        hn::Vec<decltype(nodes)> even[kLanes], odd[kLanes];
+        for (size_t k = 0; k < kLanes; ++k) {
+            even[k] = odd[k] = hn::Zero(nodes);
+        }
+        for (const uint32_t pair : head.slow) {
+            const auto cosines = hn::LoadU(nodes, tables.node_wave(pair) + node);
+            const auto sines = hn::LoadU(nodes, tables.node_wave(pair) + kNodes + node);
+            for (size_t k = 0; k < kLanes; ++k) {
+                even[k] = hn::MulAdd(hn::Set(nodes, factors.a[k][pair]), cosines, even[k]);
+                odd[k] = hn::MulAdd(hn::Set(nodes, factors.b[k][pair]), sines, odd[k]);
+            }
+        }
+        for (size_t k = 0; k < kLanes; ++k) {
+            hn::StoreU(hn::Add(even[k], odd[k]), nodes, factors.nodes[k] + node);
+        }
+    }
+    const size_t step = kCellVectors * hn::Lanes(d);
+    for (size_t cell = 0; cell < n; cell += step) {
+        score_tile<kLanes>(tables, head, factors, cell, n - cell, s + cell * lanes + lane, lanes);
+    }
+}
+
+void score_run(const RopeTables& tables, const RotatingHead& head, const Prepared& prepared, size_t lanes,
+               const float* phases, size_t n, float* s) {
+    for (size_t lane = 0; lane < prepared.n_active; lane += kLaneTile) {
+        switch (std::min(kLaneTile, prepared.n_active - lane)) {
+            case 1:
+                score_lanes<1>(tables, head, prepared, lane, lanes, phases, n, s);
+                break;
+            case 2:
+                score_lanes<2>(tables, head, prepared, lane, lanes, phases, n, s);
+                break;
+            case 3:
+                score_lanes<3>(tables, head, prepared, lane, lanes, phases, n, s);
+                break;
+            default:
+                score_lanes<4>(tables, head, prepared, lane, lanes, phases, n, s);
         }
     }
 }
 
-void score_cells(const RopeTables& tables, const RotatingHead& head, const float* rows, size_t lanes,
+/// How many of n > 0 positions from the first on are consecutive.
+size_t run_length(const int32_t* positions, size_t n) {
+    const hn::CappedTag<int32_t, 16> d;
+    size_t i = 1;
+    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+        const auto step = hn::Sub(hn::LoadU(d, positions + i), hn::LoadU(d, positions + i - 1));
+        if (!hn::AllTrue(d, hn::Eq(step, hn::Set(d, 1)))) {
+            break;
+        }
+    }
+    while (i < n && int64_t{positions[i]} == int64_t{positions[i - 1]} + 1) {
+        ++i;
+    }
+    return i;
+}
+
+void score_cells(const RopeTables& tables, const RotatingHead& head, const Prepared& prepared, size_t lanes,
                  const int32_t* positions, size_t n, float* s) {
     HWY_ALIGN float phases[2 * RopeTables::kMaxPairs];
-    for (size_t begin = 0; begin < n;) {
-        size_t end = begin + 1;
-        while (end < n && int64_t{positions[end]} == int64_t{positions[end - 1]} + 1) {
-            ++end;
+    for (size_t i = 0, run = 0; i < n; i += run) {
+        run = run_length(positions + i, n - i);
+        if (run >= kMinRun) {
+            load_phases(tables, positions[i], phases);
+            score_run(tables, head, prepared, lanes, phases, run, s + i * lanes);
+            continue;
         }
-        if (end - begin >= kMinRun) {
-            load_phases(tables, positions[begin], phases);
-            score_run(tables, head, rows, lanes, phases, end - begin, s + begin * lanes);
-            begin = end;
-        }
-        for (; begin < end; ++begin) {
-            load_phases(tables, positions[begin], phases);
-            score_cell(head, rows, lanes, phases, tables.stride(), s + begin * lanes);
+        for (size_t cell = i; cell < i + run; ++cell) {
+            load_phases(tables, positions[cell], phases);
+            score_cell(prepared, tables.stride(), phases, s + cell * lanes);
         }
     }
 }
@@ -316,6 +388,9 @@ namespace {
 HWY_EXPORT(add_rotated);
 HWY_EXPORT(score_cells);
 HWY_EXPORT(turn);
+
+/// Positions from the middle of a block to its ends.
+constexpr double kHalfBlock = (RopeTables::kBlock - 1) / 2.0;
 
 /// Pairs to keep, ascending: those of least energy are left out while they sum up to at most `budget`.
 std::vector<uint32_t> kept_pairs(const std::vector<double>& energy, double budget) {
@@ -351,11 +426,15 @@ RotatingMean::Head make_head(const RopeTables& tables, const float* b, size_t di
     for (const float v : head.constant) {
         total += squared(v);
     }
-    head.pairs = kept_pairs(energy, dropped_energy * total);
     head.rotated.assign(2 * tables.stride(), 0.0F);
-    for (const uint32_t pair : head.pairs) {
+    for (const uint32_t pair : kept_pairs(energy, dropped_energy * total)) {
+        (tables.is_slow(pair) ? head.slow : head.fast).push_back(pair);
         head.rotated[pair] = b[rope.first(pair)] * rope.magnitude();
         head.rotated[tables.stride() + pair] = b[rope.second(pair)] * rope.magnitude();
+    }
+    if (2 * head.slow.size() <= kNodes) {  // two waves each are no more than the interpolation
+        head.fast.insert(head.fast.end(), head.slow.begin(), head.slow.end());
+        head.slow.clear();
     }
     return head;
 }
@@ -386,6 +465,33 @@ RopeTables::RopeTables(const Rope& rope) : rope_(rope), stride_((rope.n_pairs() 
             waves_[pair * 2 * kBlock + kBlock + j] = static_cast<float>(std::sin(angle));
         }
     }
+    std::array<double, kNodes> node;
+    for (size_t k = 0; k < kNodes; ++k) {
+        const double angle = std::numbers::pi * (static_cast<double>(k) + 0.5) / kNodes;
+        node[k] = kHalfBlock * (1.0 + std::cos(angle));
+    }
+    node_waves_.resize(rope_.n_pairs() * 2 * kNodes);
+    for (size_t pair = 0; pair < rope_.n_pairs(); ++pair) {
+        for (size_t k = 0; k < kNodes; ++k) {
+            node_waves_[pair * 2 * kNodes + k] = static_cast<float>(std::cos(rope_.omega(pair) * node[k]));
+            node_waves_[pair * 2 * kNodes + kNodes + k] = static_cast<float>(std::sin(rope_.omega(pair) * node[k]));
+        }
+    }
+    for (size_t k = 0; k < kNodes; ++k) {
+        for (size_t j = 0; j < kBlock; ++j) {
+            double value = 1.0;
+            for (size_t other = 0; other < kNodes; ++other) {
+                value *= other == k ? 1.0 : (static_cast<double>(j) - node[other]) / (node[k] - node[other]);
+            }
+            interpolation_.push_back(static_cast<float>(value));
+        }
+    }
+}
+
+bool RopeTables::is_slow(size_t pair) const {
+    // The error is at most 2 (angle / 2)^kNodes / kNodes! of the amplitude.
+    constexpr double kMostAngle = 1.0;
+    return std::abs(rope_.omega(pair)) * kHalfBlock <= kMostAngle;
 }
 
 void RopeTables::compute(int64_t t, float* phases) const {
@@ -421,7 +527,7 @@ RotatingMean::RotatingMean(std::shared_ptr<const RopeTables> tables, const std::
 size_t RotatingMean::bytes() const {
     size_t bytes = 0;
     for (const Head& head : heads_) {
-        bytes += (head.pairs.size() + head.rotated.size() + head.constant.size()) * sizeof(float);
+        bytes += (head.fast.size() + head.slow.size() + head.rotated.size() + head.constant.size()) * sizeof(float);
     }
     return bytes;
 }
@@ -435,39 +541,41 @@ void RotatingMean::add(size_t head, const int32_t* positions, size_t n, float* x
 }
 
 size_t RotatingMean::prepared_floats(size_t lanes) const {
-    size_t most_pairs = 0;
-    for (const Head& head : heads_) {
-        most_pairs = std::max(most_pairs, head.pairs.size());
-    }
-    return kHeader + lanes * (1 + 2 * most_pairs);
+    return kHeader + lanes * (1 + 2 * tables_->stride());
 }
 
-// prepared: kHeader floats, a row [lanes] of q . b over the elements without rotation, then rows A and B of every pair.
+// prepared: kHeader floats, a row [lanes] of q . b over the elements without rotation, then A and B [lanes, stride].
 // For a pair, q . R_t b = A cos(t omega) + B sin(t omega) with A = q0 b0 + q1 b1 and B = q1 b0 - q0 b1.
 void RotatingMean::prepare(size_t head_index, const float* q, size_t lanes, float* prepared) const {
     const Rope& rope = tables_->rope();
     const Head& head = heads_[head_index];
+    const size_t stride = tables_->stride();
     const size_t dim = 2 * rope.n_pairs() + head.constant.size();
-    std::fill_n(prepared, kHeader, static_cast<float>(head_index));
+    std::fill_n(prepared, prepared_floats(lanes), 0.0F);
+    prepared[0] = static_cast<float>(head_index);
     float* constant = prepared + kHeader;
-    for (size_t lane = 0; lane < lanes; ++lane, q += dim) {
+    float* a = constant + lanes;
+    float* b = a + lanes * stride;
+    for (size_t lane = 0; lane < lanes; ++lane, q += dim, a += stride, b += stride) {
+        if (std::any_of(q, q + dim, [](float element) { return element != 0.0F; })) {
+            prepared[1] = static_cast<float>(lane + 1);
+        }
         constant[lane] = std::inner_product(head.constant.begin(), head.constant.end(), q + 2 * rope.n_pairs(), 0.0F);
-        float* row = constant + lanes + lane;
-        for (const uint32_t pair : head.pairs) {
+        for (size_t pair = 0; pair < rope.n_pairs(); ++pair) {
             const float b0 = head.rotated[pair];
-            const float b1 = head.rotated[tables_->stride() + pair];
+            const float b1 = head.rotated[stride + pair];
             const float q0 = q[rope.first(pair)];
             const float q1 = q[rope.second(pair)];
-            row[0] = q0 * b0 + q1 * b1;
-            row[lanes] = q1 * b0 - q0 * b1;
-            row += 2 * lanes;
+            a[pair] = q0 * b0 + q1 * b1;
+            b[pair] = q1 * b0 - q0 * b1;
         }
     }
 }
 
 void RotatingMean::score(const float* prepared, size_t lanes, const int32_t* positions, size_t n, float* s) const {
     const Head& head = heads_[static_cast<size_t>(prepared[0])];
-    HWY_DYNAMIC_DISPATCH(score_cells)(*tables_, head, prepared + kHeader, lanes, positions, n, s);
+    HWY_DYNAMIC_DISPATCH(score_cells)
+    (*tables_, head, Prepared(prepared, lanes, tables_->stride()), lanes, positions, n, s);
 }
 
 }  // namespace kvcodec

@@ -25,7 +25,9 @@ class RopeTables {
     const Rope& rope() const { return rope_; }
     /// Pairs rounded up to whole vectors: half the length of a row of phases.
     size_t stride() const { return stride_; }
-    size_t bytes() const { return (phases_.size() + waves_.size()) * sizeof(float); }
+    size_t bytes() const {
+        return (phases_.size() + waves_.size() + node_waves_.size() + interpolation_.size()) * sizeof(float);
+    }
 
     /// Row of phases [2, stride], cosines then sines, of the part of t that each table holds; t in [0, kMaxPosition).
     const float* low(int64_t t) const { return row(t % 64); }
@@ -41,13 +43,24 @@ class RopeTables {
     /// [2, kBlock]: cos(j * omega), then sin(j * omega), of one pair over the positions j of a block.
     const float* wave(size_t pair) const { return waves_.data() + pair * 2 * kBlock; }
 
+    /// Waves of slow pairs, and sums of any number of them, are known over a block from their values at kNodes points:
+    /// the polynomial through these is within 2e-7 of the amplitude.
+    static constexpr size_t kNodes = 8;
+    bool is_slow(size_t pair) const;
+    /// [2, kNodes]: cosines and sines of a pair at the nodes, Chebyshev's of a block.
+    const float* node_wave(size_t pair) const { return node_waves_.data() + pair * 2 * kNodes; }
+    /// [kNodes, kBlock]: the polynomial that is 1 at one node and 0 at the others, over the positions of a block.
+    const float* interpolation() const { return interpolation_.data(); }
+
   private:
     const float* row(int64_t i) const { return phases_.data() + static_cast<size_t>(i) * 2 * stride_; }
 
     Rope rope_;
     size_t stride_ = 0;
-    std::vector<float> phases_;  // [64 low + 64 mid + 256 top, 2, stride]
-    std::vector<float> waves_;   // [n_pairs, 2, kBlock]
+    std::vector<float> phases_;         // [64 low + 64 mid + 256 top, 2, stride]
+    std::vector<float> waves_;          // [n_pairs, 2, kBlock]
+    std::vector<float> node_waves_;     // [n_pairs, 2, kNodes]
+    std::vector<float> interpolation_;  // [kNodes, kBlock]
 };
 
 /// R_t b for the KV heads of one layer, and its products with queries. Without rotation it is a plain mean.
@@ -71,7 +84,7 @@ class RotatingMean {
     /// Resident bytes, shared tables not included.
     size_t bytes() const;
     /// Pairs that a head keeps.
-    size_t n_pairs(size_t head) const { return heads_[head].pairs.size(); }
+    size_t n_pairs(size_t head) const { return heads_[head].fast.size() + heads_[head].slow.size(); }
 
     /// x_i -= R_{t_i} b for x [n, stride], stride in floats.
     void subtract(size_t head, const int32_t* positions, size_t n, float* x, size_t stride) const;
@@ -80,14 +93,15 @@ class RotatingMean {
 
     /// Length of `prepared`; lanes is a multiple of 4.
     size_t prepared_floats(size_t lanes) const;
-    /// What score() needs of the queries q [lanes, dim].
+    /// What score() needs of the queries q [lanes, dim]. Zeros in the last lanes cost it nothing.
     void prepare(size_t head, const float* q, size_t lanes, float* prepared) const;
     /// s[i, lane] += q_lane . R_{t_i} b for n <= kBlock positions; fast where positions are consecutive.
     void score(const float* prepared, size_t lanes, const int32_t* positions, size_t n, float* s) const;
 
     /// One head's b.
     struct Head {
-        std::vector<uint32_t> pairs;  ///< kept pairs, ascending
+        std::vector<uint32_t> fast;   ///< kept pairs whose waves are summed one by one
+        std::vector<uint32_t> slow;   ///< kept pairs whose sum is interpolated
         std::vector<float> rotated;   ///< [2, RopeTables::stride()]: first, then second elements, times magnitude
         std::vector<float> constant;  ///< elements that RoPE leaves alone
     };

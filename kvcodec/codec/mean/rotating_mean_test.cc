@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <hwy/targets.h>
+#include <algorithm>
 #include <cmath>
 #include <random>
 #include <string>
@@ -138,7 +139,9 @@ TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
                 ASSERT_NEAR(residual[i], x[i], kTolerance);
             }
             for (const size_t lanes : {4, 8, 12, 32}) {
-                const std::vector<float> q = random_vector(lanes * dim, rng);
+                std::vector<float> q = random_vector(lanes * dim, rng);
+                const size_t n_active = lanes - rng() % 4;
+                std::fill(q.begin() + static_cast<std::ptrdiff_t>(n_active * dim), q.end(), 0.0F);
                 std::vector<float> prepared(rotating.prepared_floats(lanes));
                 rotating.prepare(head, q.data(), lanes, prepared.data());
                 const std::vector<float> before = random_vector((n + 1) * lanes, rng);

@@ -83,9 +83,19 @@ LlamaContext make_llama_context(llama_model* model, const llama_context_params& 
 
 std::vector<llama_token> tokenize(const llama_vocab* vocab, std::string_view text, bool add_special,
                                   bool parse_special) {
+    if (llama_vocab_type(vocab) == LLAMA_VOCAB_TYPE_NONE) {
+        throw Error("the model has no vocabulary, so it can neither read nor write text");
+    }
     std::vector<llama_token> tokens(text.size() + 8);
-    const int32_t n = llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
-                                     static_cast<int32_t>(tokens.size()), add_special, parse_special);
+    const auto fill = [&] {
+        return llama_tokenize(vocab, text.data(), static_cast<int32_t>(text.size()), tokens.data(),
+                              static_cast<int32_t>(tokens.size()), add_special, parse_special);
+    };
+    int32_t n = fill();
+    if (n < 0 && n != INT32_MIN) {  // as many are needed: a character may become several bytes, each a token
+        tokens.resize(static_cast<size_t>(-n));
+        n = fill();
+    }
     if (n < 0) {
         throw Error("the text cannot be tokenised");
     }

@@ -5,6 +5,7 @@ import random
 import unittest
 
 import host
+import tiny_model
 
 PROMPT = "The capital of France is"
 ANSWER = "Paris"
@@ -44,6 +45,14 @@ class BadInput(unittest.TestCase):
     def test_missing_artifact(self):
         self.assert_one_message(self.complete("artifact=/absent.kvc.gguf"), "nothing is compressed", "/absent.kvc.gguf")
         self.assert_refused("/absent.kvc.gguf", options=["--artifact", "/absent.kvc.gguf"])
+
+    def test_training_without_vocabulary(self):
+        path = host.WORK / "no-vocabulary.gguf"
+        tiny_model.write(path, tiny_model.no_vocabulary(), "llama", 2, 1)
+        result = host.kvcodec("train", "-m", path, "-o", host.WORK / "never.kvc.gguf")
+        self.assertEqual(result.code, 1, result)
+        self.assertIn("has no vocabulary", result.err)
+        self.assertFalse((host.WORK / "never.kvc.gguf").exists())
 
     def test_unknown_instruction_set(self):
         result = host.with_plugin(

@@ -1,11 +1,12 @@
-"""Tiny models with random weights, for what no small real model has. They share the test model's vocabulary."""
+"""Tiny models with random weights, for what no small real model has. Their vocabulary is another model's, or one of those
+here."""
 
 import array
 import random
 import struct
 
-UINT32, FLOAT32, STRING, ARRAY = 4, 6, 8, 9
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, 5: 4, FLOAT32: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, INT32: 4, FLOAT32: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 _ALIGNMENT = 32
 N_EMBD, N_FF, N_LAYER = 64, 96, 2
 
@@ -49,13 +50,39 @@ def vocabulary(path):
     return found, n_tokens
 
 
+def small_vocabulary():
+    """Tokens for every byte and a few more: models of it are quick to run."""
+    normal, control, byte = 1, 3, 6
+    tokens = [("<unk>", control), ("<s>", control), ("</s>", control)]
+    tokens += [(f"<0x{value:02X}>", byte) for value in range(256)]
+    tokens += [(f"\u2581{chr(ord('a') + i)}{chr(ord('a') + j)}", normal) for i in range(23) for j in range(11)]
+
+    def array_of(kind, values):
+        return struct.pack("<IIQ", ARRAY, kind, len(values)) + b"".join(values)
+
+    values = [
+        ("tokenizer.ggml.model", struct.pack("<I", STRING) + _string("llama")),
+        ("tokenizer.ggml.tokens", array_of(STRING, [_string(text) for text, _ in tokens])),
+        ("tokenizer.ggml.scores", array_of(FLOAT32, [struct.pack("<f", -i) for i in range(len(tokens))])),
+        ("tokenizer.ggml.token_type", array_of(INT32, [struct.pack("<i", kind) for _, kind in tokens])),
+    ]
+    return values, len(tokens)
+
+
+def no_vocabulary():
+    """Tokens without text."""
+    return [("tokenizer.ggml.model", struct.pack("<I", STRING) + _string("no_vocab"))], 512
+
+
 class _Model:
     def __init__(self, architecture, vocabulary_of, seed):
         self.architecture = architecture
         self.random = random.Random(seed)
-        self.values, self.n_vocab = vocabulary(vocabulary_of)
+        values, self.n_vocab = vocabulary_of if isinstance(vocabulary_of, tuple) else vocabulary(vocabulary_of)
+        self.values = list(values)
         self.values.insert(0, ("general.architecture", struct.pack("<I", STRING) + _string(architecture)))
         self.tensors = []  # (name, dims, floats)
+        self.set("vocab_size", self.n_vocab)
 
     def set(self, key, value):
         kind, form = (UINT32, "<II") if isinstance(value, int) else (FLOAT32, "<If")
@@ -108,7 +135,8 @@ def write_projections(path, vocabulary_of, n_embd, n_head, n_head_kv, dim, n_lay
 
 def write(path, vocabulary_of, architecture, n_head, n_head_kv, bias=False, rotated=None, seed=1):
     """A model of two layers at `path`: llama (RoPE of neighbours), qwen2 (of halves), stablelm (of `rotated`
-    dimensions) or mpt (ALiBi, one tensor for Q, K and V). bias: of Q, K and V."""
+    dimensions) or mpt (ALiBi, one tensor for Q, K and V). vocabulary_of: the path of a model, or a vocabulary. bias: of
+    Q, K and V."""
     model = _Model(architecture, vocabulary_of, seed)
     dim = N_EMBD // n_head
     model.set("context_length", 2048)

@@ -55,7 +55,7 @@ EvalContext::EvalContext(llama_model* model, const CacheSpec& spec, const Contex
     params.type_v = spec.type_v;
     params.offload_kqv =
         true;  // the host's own caches, too, where there is a plug-in: codec=none leaves them as they are
-    params.kv_unified = false;
+    params.kv_unified = shape.unified;
     context_ = make_llama_context(model, params);
     last_id_ = last_id();
 }

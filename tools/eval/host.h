@@ -21,6 +21,7 @@ struct ContextShape {
     size_t n_ctx = 512;     ///< tokens of one sequence
     size_t n_ubatch = 512;  ///< tokens computed at once
     size_t n_seq = 1;       ///< sequences side by side, each with n_ctx tokens
+    bool unified = false;   ///< whether sequences share one pool of cells instead
 };
 
 /// A context whose KV cache is the one that a CacheSpec names.

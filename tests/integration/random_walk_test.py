@@ -1,0 +1,103 @@
+"""Random steps over llama.cpp's cache interface: the same on the f16 cache and on ours (random_walk.cc).
+
+Run by hand with numbers, it takes so many steps of so many seeds on every model and kind of cache:
+    random_walk_test.py STEPS SEEDS
+"""
+
+import os
+import sys
+import unittest
+from pathlib import Path
+
+import host
+import tiny_model
+
+WALK = os.environ.get("KVCODEC_RANDOM_WALK", "")
+# What the mean KL divergence must stay below; random weights are harsher than trained ones.
+EQUAL, SCALAR, TRANSFORM, LATENT, DICTIONARY = 0, 0.003, 0.03, 0.01, 0.5
+
+
+def model(architecture, n_head, n_head_kv, **more):
+    path = host.WORK / f"{architecture}-{n_head}-{n_head_kv}.gguf"
+    if not path.exists():
+        tiny_model.write(path, tiny_model.small_vocabulary(), architecture, n_head, n_head_kv, **more)
+    return path
+
+
+def artifact(command, path, suffix, *arguments):
+    written = path.with_suffix(suffix)
+    if not written.exists() or written.stat().st_mtime < host.TOOL.stat().st_mtime:
+        result = host.kvcodec(command, "-m", path, "-o", written, "--threads", 1, *arguments)
+        if result.code != 0:
+            raise AssertionError(f"kvcodec {command} failed: {result}")
+    return written
+
+
+def learned(path):
+    return artifact("train", path, ".kvc.gguf", "--tokens", 2048, "--atoms", 256, "--sweeps", 2)
+
+
+def low_rank(path):
+    return artifact("lowrank", path, ".lorc.gguf", "--keep", "100%", "--per-head")
+
+
+def caches(path):
+    """All kinds of codes, with the divergence that each may have."""
+    return {
+        "codec=none": EQUAL,
+        "codec=scalar:bits=8:window=16": SCALAR,
+        f"codec=dictionary:s=24:window=16:artifact={learned(path)}": DICTIONARY,
+        f"codec=transform:budget=50%:window=16:artifact={learned(path)}": TRANSFORM,
+        f"codec=latent:bits=8:window=16:artifact={low_rank(path)}": LATENT,
+    }
+
+
+def walk(path, steps, seed, n_seeds, cells, which):
+    return host.execute(
+        [WALK, host.PLUGIN, path, steps, seed, n_seeds, cells, *(f"kvcodec:{c}={bound}" for c, bound in which.items())],
+        host.clean_environment(OMP_WAIT_POLICY="passive"),
+    )
+
+
+class RandomWalk(unittest.TestCase):
+    def check(self, result):
+        self.assertEqual(result.code, 0, result)
+        print(result.out)
+
+    def test_equal_and_near_in_one_pool(self):
+        path = model("llama", 2, 1)
+        which = {"codec=none": EQUAL, "codec=scalar:bits=8:window=16": SCALAR}
+        self.check(walk(path, 2000, 1, 1, "unified", which))
+
+    def test_all_codes_in_streams(self):
+        path = model("qwen2", 2, 2, bias=True)
+        self.check(walk(path, 500, 2, 1, "streams", caches(path)))
+
+    def test_without_rope(self):
+        which = {"codec=none": EQUAL, "codec=scalar:bits=8:window=16": SCALAR}
+        self.check(walk(model("mpt", 2, 2), 300, 3, 1, "unified", which))
+
+    def test_finds_what_is_wrong(self):
+        result = walk(model("llama", 2, 1), 100, 1, 1, "unified", {"codec=scalar:bits=2:window=16": SCALAR})
+        self.assertEqual(result.code, 1, result)
+        self.assertIn("MORE THAN", result.out)
+        result = walk(model("llama", 2, 1), 100, 1, 1, "unified", {"codec=scalar:bits=8:window=16": EQUAL})
+        self.assertEqual(result.code, 1, result)
+        self.assertIn("the logits of token", result.err)
+
+
+def walk_far(steps, n_seeds):
+    for cells, path in [("unified", model("llama", 2, 1)), ("streams", model("qwen2", 2, 2, bias=True))]:
+        for seed in range(1, n_seeds + 1):
+            result = walk(path, steps, seed, 1, cells, caches(path))
+            print(f"{path.stem}, {cells}, {result.out}", flush=True)
+            if result.code != 0:
+                sys.exit(str(result))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 3:
+        host.WORK.mkdir(parents=True, exist_ok=True)
+        walk_far(*(int(word) for word in sys.argv[1:]))
+    else:
+        host.main()

@@ -385,8 +385,16 @@ Arguments parse(std::span<char*> words) {
     return arguments;
 }
 
+/// What the plug-in warns of is part of the report.
+void print_warnings(ggml_log_level level, const char* text, void*) {
+    if (level >= GGML_LOG_LEVEL_WARN && std::strstr(text, "kvcodec") != nullptr) {
+        fmt::print(stderr, "{}", text);
+    }
+}
+
 bool walk(const Arguments& arguments) {
     const EvalHost host(arguments.model, arguments.plugin, 1);
+    llama_log_set(print_warnings, nullptr);
     bool passed = true;
     for (size_t i = 0; i < arguments.n_seeds; ++i) {
         const auto seed = static_cast<uint32_t>(arguments.first_seed + i);

@@ -240,9 +240,12 @@ void LayerStore::residuals(Side side, size_t head, std::span<const uint32_t> cel
     for (size_t i = 0; i < cells.size(); ++i) {
         widen(dense_row(side, cells[i]) + head * dim, dim, x + i * dim);
     }
-    if (side == Side::kK && codecs_.need_positions()) {
+    if (side == Side::kK && (!codecs_.k_mean.empty() || codecs_.rope_tables != nullptr)) {
         std::vector<int32_t> position(cells.size());
-        std::transform(cells.begin(), cells.end(), position.begin(), [&](uint32_t cell) { return positions[cell]; });
+        if (codecs_.need_positions()) {
+            std::transform(cells.begin(), cells.end(), position.begin(),
+                           [&](uint32_t cell) { return positions[cell]; });
+        }
         if (!codecs_.k_mean.empty()) {
             codecs_.k_mean.subtract(head, position.data(), cells.size(), x, dim);
         }

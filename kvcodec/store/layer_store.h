@@ -45,7 +45,7 @@ struct LayerCodecs {
     const Codec& k_of(size_t head) const { return k_heads.empty() ? *k : *k_heads[head]; }
     const Codec& v_of(size_t head) const { return v_heads.empty() ? *v : *v_heads[head]; }
     /// Whether codes of K cannot be made or read without positions.
-    bool need_positions() const { return !k_mean.empty() || rope_tables != nullptr; }
+    bool need_positions() const { return k_mean.rotates() || rope_tables != nullptr; }
 };
 
 enum class Side : uint8_t { kK, kV };

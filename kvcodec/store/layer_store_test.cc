@@ -459,6 +459,27 @@ TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
     }
 }
 
+TEST_F(LayerStoreTest, WithoutRopeAMeanOfKeysNeedsNoPositions) {
+    const Rope none(RopeParams{}, kGeometry.dim_k);
+    const std::vector<float> mean = random_vector(kRowK, rng_, 20.0F), noise = random_vector(kRowK, rng_);
+    const LayerCodecs codecs{
+        k_codec_, v_codec_, RotatingMean(std::make_shared<RopeTables>(none), mean, kGeometry.n_head_kv), {}, none};
+    EXPECT_FALSE(codecs.need_positions());
+    store_.set_codecs(kGeometry, codecs);
+    std::vector<float> key(kRowK);
+    std::transform(mean.begin(), mean.end(), noise.begin(), key.begin(), std::plus<>());
+    store_.write(Side::kK, 3, key.data());
+    store_.write(Side::kV, 3, random_vector(kRowV, rng_).data());
+    SingleThread team;
+    store_.encode(std::vector<uint32_t>{3}, nullptr, team);
+    double missed = 0.0;
+    const std::vector<uint16_t> row = read(Side::kK, 3);
+    for (size_t i = 0; i < kRowK; ++i) {
+        missed += std::pow(half_to_float(row[i]) - key[i], 2);
+    }
+    EXPECT_LT(missed, 0.02 * static_cast<double>(kRowK));  // of the noise, not of the mean
+}
+
 TEST_F(LayerStoreTest, EachHeadOfKeysMayHaveACodecBeforeRope) {
     // Eight axes a head: a key before RoPE is kept only along its own.
     constexpr size_t kKept = TransformFormat::kGroup;

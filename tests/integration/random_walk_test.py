@@ -16,7 +16,7 @@ import tiny_model
 
 WALK = os.environ.get("KVCODEC_RANDOM_WALK", "")
 # What the mean KL divergence must stay below; random weights are harsher than trained ones.
-EQUAL, SCALAR, TRANSFORM, LATENT, DICTIONARY = 0, 0.003, 0.03, 0.01, 0.5
+EQUAL, SCALAR, TRANSFORM, LATENT, DICTIONARY = 0, 0.003, 0.03, 0.01, 1.0
 
 
 def model(architecture, n_head, n_head_kv, **more):
@@ -35,14 +35,18 @@ def artifact(command, path, suffix, *arguments):
     return written
 
 
-def learned(path):
-    """Of text as random as the walk's tokens: the plug-in refuses an artifact that does not fit what it sees."""
+def random_text():
+    """What walks and artifacts are made of: the plug-in refuses an artifact that does not fit what it sees."""
     text = host.WORK / "random.txt"
     pick = random.Random(1)
     characters = [chr(value) for value in range(32, 0x800)]
     words = [" " + a + b for a in string.ascii_lowercase for b in string.ascii_lowercase]
     text.write_text("".join(pick.choice(pick.choice([characters, words])) for _ in range(20000)))
-    return artifact("train", path, ".kvc.gguf", "--text", text, "--tokens", 4096, "--atoms", 64, "--sweeps", 2)
+    return text
+
+
+def learned(path):
+    return artifact("train", path, ".kvc.gguf", "--text", random_text(), "--tokens", 4096, "--atoms", 64, "--sweeps", 2)
 
 
 def low_rank(path):
@@ -62,7 +66,10 @@ def caches(path):
 
 def walk(path, steps, seed, n_seeds, cells, which):
     return host.execute(
-        [WALK, host.PLUGIN, path, steps, seed, n_seeds, cells, *(f"kvcodec:{c}={bound}" for c, bound in which.items())],
+        [
+            *(WALK, host.PLUGIN, path, random_text(), steps, seed, n_seeds, cells),
+            *(f"kvcodec:{cache}={bound}" for cache, bound in which.items()),
+        ],
         host.clean_environment(OMP_WAIT_POLICY="passive"),
     )
 

@@ -81,6 +81,8 @@ class RotatingMean {
                  double dropped_energy = kDroppedEnergy);
 
     bool empty() const { return heads_.empty(); }
+    /// Whether positions matter: without RoPE they do not.
+    bool rotates() const { return !empty() && tables_->rope().rotates(); }
     /// Resident bytes, shared tables not included.
     size_t bytes() const;
     /// Pairs that a head keeps.

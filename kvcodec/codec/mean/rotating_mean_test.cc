@@ -256,6 +256,10 @@ TEST(RotatingMean, ZeroMeanKeepsNothing) {
     EXPECT_FALSE(rotating.empty());
     EXPECT_EQ(rotating.n_pairs(0), 0U);
     EXPECT_TRUE(RotatingMean().empty());
+    EXPECT_TRUE(rotating.rotates());
+    EXPECT_FALSE(RotatingMean().rotates());
+    const Rope none(RopeParams{}, 64);
+    EXPECT_FALSE(RotatingMean(std::make_shared<RopeTables>(none), std::vector<float>(64, 1.0F), 1).rotates());
 }
 
 TEST(RotatingMean, RefusesWhatDoesNotFit) {

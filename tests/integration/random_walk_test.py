@@ -1,15 +1,13 @@
 """Random steps over llama.cpp's cache interface: the same on the f16 cache and on ours (random_walk.cc).
 
-Run by hand with numbers, it takes so many steps of so many seeds on every model and kind of cache:
-    random_walk_test.py STEPS SEEDS
+With KVCODEC_WALK_STEPS and KVCODEC_WALK_SEEDS in the environment, it takes so many steps of so many seeds of both kinds of
+models with every kind of cache, and nothing else.
 """
 
 import os
 import random
 import string
-import sys
 import unittest
-from pathlib import Path
 
 import host
 import tiny_model
@@ -74,6 +72,7 @@ def walk(path, steps, seed, n_seeds, cells, which):
     )
 
 
+@unittest.skipIf("KVCODEC_WALK_STEPS" in os.environ, "a long walk was asked for")
 class RandomWalk(unittest.TestCase):
     def check(self, result):
         self.assertEqual(result.code, 0, result)
@@ -102,18 +101,17 @@ class RandomWalk(unittest.TestCase):
         self.assertIn("the logits of token", result.err)
 
 
-def walk_far(steps, n_seeds):
-    for cells, path in [("unified", model("llama", 2, 1)), ("streams", model("qwen2", 2, 2, bias=True))]:
-        for seed in range(1, n_seeds + 1):
-            result = walk(path, steps, seed, 1, cells, caches(path))
-            print(f"{path.stem}, {cells}, {result.out}", flush=True)
-            if result.code != 0:
-                sys.exit(str(result))
+@unittest.skipUnless("KVCODEC_WALK_STEPS" in os.environ, "takes long")
+class LongWalk(unittest.TestCase):
+    def test_many_seeds(self):
+        steps, n_seeds = int(os.environ["KVCODEC_WALK_STEPS"]), int(os.environ["KVCODEC_WALK_SEEDS"])
+        for cells, path in [("unified", model("llama", 2, 1)), ("streams", model("qwen2", 2, 2, bias=True))]:
+            for seed in range(1, n_seeds + 1):
+                result = walk(path, steps, seed, 1, cells, caches(path))
+                print(f"{path.stem}, {cells}, {result.out}", flush=True)
+                self.assertEqual(result.code, 0, result)
+                self.assertEqual(result.err, "")
 
 
 if __name__ == "__main__":
-    if len(sys.argv) == 3:
-        host.WORK.mkdir(parents=True, exist_ok=True)
-        walk_far(*(int(word) for word in sys.argv[1:]))
-    else:
-        host.main()
+    host.main()

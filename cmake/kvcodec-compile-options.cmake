@@ -13,6 +13,9 @@ if(KVCODEC_SANITIZE)
     endif()
     target_link_options(kvcodec_options INTERFACE -fsanitize=address,undefined)
 endif()
+if(KVCODEC_BUILD_FUZZ)
+    target_compile_options(kvcodec_options INTERFACE -fsanitize=fuzzer-no-link)
+endif()
 
 # Highway compiles each kernel for every instruction set above this baseline (SSE4.2, 2009) and picks one at run time.
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|amd64|AMD64")

@@ -464,9 +464,14 @@ bool KvCache::fits_artifact(Layer& layer, std::span<const uint32_t> cells) {
     if (layer.checked || !layer.trained) {
         return true;
     }
+    // Without RoPE positions are never known: the first cells stand for the first positions.
+    const auto position_of = [&](uint32_t cell) {
+        const bool is_known = positions_[cell] != kUnknownPosition || layer.store->codecs().need_positions();
+        return is_known ? positions_[cell] : static_cast<int32_t>(cell % cells_per_stream_);
+    };
     std::vector<uint32_t> sample;
     for (const uint32_t cell : cells) {
-        if (positions_[cell] >= kFirstPositions && sample.size() < 2 * kEnough) {
+        if (position_of(cell) >= kFirstPositions && sample.size() < 2 * kEnough) {
             sample.push_back(cell);
         }
     }

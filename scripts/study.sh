@@ -35,7 +35,7 @@ part() {
     local title=$1 threads="${THREADS:-$(nproc)}"
     shift
     [[ $title =~ $parts ]] || return 0
-    [[ $title == Speed ]] && threads="$(nproc)"
+    [[ $title == Speed* ]] && threads="$(nproc)"
     echo "== $title" >&2
     "$kvcodec" eval -m "$model" -a "$artifact" --threads "$threads" --json "$results.json" "$@" > "$work/part.md"
     { printf '## %s\n\n' "$title"; cat "$work/part.md"; echo; } >> "$work/$name.md"
@@ -66,6 +66,7 @@ if [[ $plan == full ]]; then
     part "Variable tracking and frequent words" --suite ruler --ctx-size 1024 --problems-limit 10 \
         --cache "q4_0,$own,$eviction"
     part "Speed" --suite speed,components --cache "q8_0,q4_0,$own,$dictionary" --depths 0,1024,2048,4096,8192
+    part "Speed to 16384" --suite speed --cache "$own" --depths 0,4096,16384 --sequences 0
 else
     part "Context 2048" --suite kld "${wiki[@]}" --ctx-size 2048 --chunks 8 --together 8 --svg "$results.svg" \
         --cache "q8_0,$own,kvcodec:20%:sinks=4:artifact=none"

@@ -21,6 +21,8 @@ void add_train_command(CLI::App& app);
 void add_lowrank_command(CLI::App& app);
 void add_eval_command(CLI::App& app);
 void add_bench_command(CLI::App& app);
+/// program: as above, may be empty.
+void add_doctor_command(CLI::App& app, std::vector<std::string> program);
 #endif
 
 }  // namespace kvcodec

@@ -13,15 +13,26 @@ namespace fs = std::filesystem;
 
 namespace {
 
+// How the plug-in's lines begin.
+constexpr std::string_view kPluginMark = "kvcodec: ";
+
 std::string& host_error() {
     static std::string line;
     return line;
 }
 
+std::vector<std::string>& warnings() {
+    static std::vector<std::string> lines;
+    return lines;
+}
+
 void keep_errors(ggml_log_level level, const char* text, void*) {
-    if (level == GGML_LOG_LEVEL_ERROR) {
-        host_error() = text;
-        host_error().erase(host_error().find_last_not_of(" \n") + 1);
+    std::string line = text;
+    line.erase(line.find_last_not_of(" \n") + 1);
+    if (level == GGML_LOG_LEVEL_WARN && line.starts_with(kPluginMark)) {
+        warnings().push_back(line.substr(kPluginMark.size()));
+    } else if (level == GGML_LOG_LEVEL_ERROR) {
+        host_error() = line;
     }
 }
 
@@ -31,12 +42,16 @@ const std::string& last_host_error() {
     return host_error();
 }
 
+const std::vector<std::string>& plugin_warnings() {
+    return warnings();
+}
+
 // A host built with GGML_BACKEND_DL looks for its backends beside the running program, which is not where ours is.
 void load_cpu_backend() {
+    llama_log_set(keep_errors, nullptr);
     if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) != nullptr) {
         return;
     }
-    llama_log_set(keep_errors, nullptr);
     ggml_backend_load_all();
     if (ggml_backend_dev_by_type(GGML_BACKEND_DEVICE_TYPE_CPU) == nullptr) {
         Dl_info info{};

@@ -40,6 +40,8 @@ std::string detokenize(const llama_vocab* vocab, const std::vector<llama_token>&
 
 /// The last error line of llama.cpp's log, which is otherwise silent.
 const std::string& last_host_error();
+/// What plug-ins have warned of since the start, a line each.
+const std::vector<std::string>& plugin_warnings();
 
 class TokenBatch {
   public:

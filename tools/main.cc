@@ -17,9 +17,9 @@ constexpr int kFailure = 1;
 constexpr int kWrongUsage = 2;
 
 int run(std::vector<std::string> arguments) {
-    // The arguments of the program behind `run --` are not CLI11's to interpret.
+    // The arguments of the program behind `run --` and `doctor --` are not CLI11's to interpret.
     std::vector<std::string> program;
-    if (!arguments.empty() && arguments.front() == "run") {
+    if (!arguments.empty() && (arguments.front() == "run" || arguments.front() == "doctor")) {
         const auto separator = std::ranges::find(arguments, "--");
         if (separator != arguments.end()) {
             program.assign(separator + 1, arguments.end());
@@ -33,13 +33,14 @@ int run(std::vector<std::string> arguments) {
     app.footer(
         "Exit codes: 0 success, 1 failure, 2 wrong usage, 126 program not executable, 127 program not "
         "found; `run` otherwise ends as its program does.");
-    kvcodec::add_run_command(app, std::move(program));
+    kvcodec::add_run_command(app, program);
     kvcodec::add_inspect_command(app);
 #ifdef KVCODEC_WITH_LLAMA
     kvcodec::add_train_command(app);
     kvcodec::add_lowrank_command(app);
     kvcodec::add_eval_command(app);
     kvcodec::add_bench_command(app);
+    kvcodec::add_doctor_command(app, std::move(program));
 #endif
     try {
         std::ranges::reverse(arguments);  // as CLI11 wants them

@@ -261,7 +261,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     codecs.k_of(head).score(heads[head].table, lanes, store.codes(Side::kK, block, head), coded, s);
                     if (has_k_mean) {
                         std::array<int32_t, kBlock> position;
-                        for (size_t i = 0; i < coded.size(); ++i) {
+                        for (size_t i = 0; codecs.k_mean.rotates() && i < coded.size(); ++i) {
                             position[i] = call.positions[first_cell + coded[i]];
                         }
                         codecs.k_mean.score(heads[head].mean, lanes, position.data(), coded.size(), s);

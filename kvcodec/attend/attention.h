@@ -30,7 +30,7 @@ struct AttentionCall {
     float* out = nullptr;           ///< [n_tokens, n_head, dim_v] with the strides below
     size_t out_token_stride = 0;
     size_t out_head_stride = 0;
-    const int32_t* positions = nullptr;  ///< by cell (of the whole cache)
+    const int32_t* positions = nullptr;  ///< by cell (of the whole cache); null where codecs need none
 };
 
 /// Where the time of attention goes, in nanoseconds summed over threads.

@@ -15,28 +15,20 @@
 namespace kvcodec {
 namespace {
 
-/// Rows side by side.
-constexpr size_t kQuad = 4;
+constexpr size_t kQuad = Synthesis::kQuad;
 /// Vectors that are rebuilt together.
 constexpr size_t kTall = 4;
 
-/// What kernels need of a Synthesis.
-struct Rows {
-    const int8_t* elements;
-    const float* unit;
-    const int32_t* column_sum;
-    size_t n_rows;
-    size_t width;
-    bool has_byte_products;
-};
+using Rows = Synthesis::View;
 
-/// Levels of some vectors, and where those go.
+/// Of some vectors.
 struct Levels {
     const int8_t* levels;
     size_t stride;
     const float* scale;
     size_t n;
 };
+/// Where elements [begin, begin + size) of the vectors go.
 struct Columns {
     size_t begin;
     size_t size;
@@ -269,27 +261,31 @@ Synthesis::Synthesis(std::span<const float> rows, size_t n_rows, size_t width)
 }
 
 void Synthesis::rebuild(const int8_t* levels, size_t stride, const float* scale, size_t n, Part part, float* x) const {
-    const Rows rows{elements_.data(), unit_.data(), column_sum_.data(), n_rows_, width_, has_byte_products_};
-    HWY_DYNAMIC_DISPATCH(rebuild)(rows, {levels, stride, scale, n}, {part.begin, part.size, x});
+    HWY_DYNAMIC_DISPATCH(rebuild)(view(), {levels, stride, scale, n}, {part.begin, part.size, x});
 }
 
 void Synthesis::prepare(const float* q, size_t lanes, size_t begin, size_t end, Part part, float* table) const {
+    std::vector<float> by_element(part.size * lanes);
+    for (size_t lane = 0; lane < lanes; ++lane) {
+        for (size_t i = 0; i < part.size; ++i) {
+            by_element[i * lanes + lane] = q[lane * part.size + i];
+        }
+    }
     for (size_t j = begin; j < end; ++j) {
         float* row = table + j * lanes;
         std::fill_n(row, lanes, 0.0F);
         for (size_t i = 0; i < part.size; ++i) {
             const float element = at(j, part.begin + i);
             for (size_t lane = 0; lane < lanes; ++lane) {
-                row[lane] += element * q[lane * part.size + i];
+                row[lane] += element * by_element[i * lanes + lane];
             }
         }
     }
 }
 
 void Synthesis::expand(const float* acc, size_t lanes, size_t begin, size_t end, Part part, float* out) const {
-    const Rows rows{elements_.data(), unit_.data(), column_sum_.data(), n_rows_, width_, has_byte_products_};
     HWY_DYNAMIC_DISPATCH(expand)
-    (rows, acc, lanes, part.begin + begin, part.begin + end, out + begin, part.size);
+    (view(), acc, lanes, part.begin + begin, part.begin + end, out + begin, part.size);
 }
 
 }  // namespace kvcodec

@@ -81,8 +81,8 @@ TEST_P(SynthesisTest, RebuildsOnEveryTarget) {
                     for (size_t i = 0; i < part.size; ++i) {
                         double expected = 0.0, size = 0.0;
                         for (size_t j = 0; j < n_rows_; ++j) {
-                            const double product =
-                                static_cast<double>(levels[row * stride_ + j]) * double{synthesis.at(j, part.begin + i)};
+                            const double product = static_cast<double>(levels[row * stride_ + j]) *
+                                                   double{synthesis.at(j, part.begin + i)};
                             expected += product;
                             size += std::abs(product);
                         }

@@ -459,7 +459,7 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
             }
         }
         if (!codecs_.k_mean.empty()) {
-            codecs_.k_mean.add(head, positions + cell, n, x, dim);
+            codecs_.k_mean.add(head, codecs_.k_mean.rotates() ? positions + cell : nullptr, n, x, dim);
         }
     }
 }

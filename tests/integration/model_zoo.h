@@ -35,7 +35,7 @@ struct ZooModel {
     uint32_t n_head = 4;
     uint32_t n_head_kv = 2;
     uint32_t dim = 64;
-    uint32_t rotated = 0;  ///< elements of a head that RoPE turns; 0: all
+    uint32_t rotated = 0;                                ///< elements of a head that RoPE turns; 0: all
     std::function<void(const ModelMetadata&)> add = {};  ///< more metadata, which may replace what all models have
 };
 

@@ -52,6 +52,7 @@ RandomWalk::RandomWalk(llama_model* model, ggml_backend_reg_t plugin, const std:
       rng_(seed),
       n_vocab_(static_cast<size_t>(llama_vocab_n_tokens(llama_model_get_vocab(model)))),
       tokens_(std::move(tokens)),
+      unified_(unified),
       batch_(kSequences * kMostTokens) {
     std::vector<WalkCache> all = {{parse_caches("f16", {}, "").front(), 0.0}};
     all.insert(all.end(), caches.begin(), caches.end());
@@ -118,8 +119,13 @@ bool RandomWalk::decode() {
     if (batch_.size() == 0) {
         return false;
     }
-    if (all([&](Walker& walker) { return llama_decode(walker.get(), batch_.get()); }) != 0) {
-        return false;  // no room left
+    constexpr int32_t kNoRoom = 1;
+    const int32_t status = all([&](Walker& walker) { return llama_decode(walker.get(), batch_.get()); });
+    if (status == kNoRoom) {
+        return false;
+    }
+    if (status != 0) {
+        fail(walkers_.front(), fmt::format("llama.cpp cannot decode (status {})", status));
     }
     for (Walker& walker : walkers_) {
         compare(walker);
@@ -133,6 +139,10 @@ void RandomWalk::compare(Walker& walker) {
             return std::span(llama_get_logits_ith(of.get(), static_cast<int32_t>(i)), n_vocab_);
         };
         const std::span<const float> expected = logits(walkers_.front()), actual = logits(walker);
+        if (!std::ranges::all_of(actual, [](float logit) { return std::isfinite(logit); })) {
+            fail(walker, "logits are not finite");
+        }
+        ++walker.n_predictions;
         if (walker.bound == 0.0) {
             if (std::memcmp(expected.data(), actual.data(), expected.size_bytes()) != 0) {
                 fail(walker, fmt::format("the logits of token {} of {} differ", i, batch_.size()));
@@ -140,12 +150,8 @@ void RandomWalk::compare(Walker& walker) {
             continue;
         }
         const double kld = divergence(expected, actual);
-        if (!std::isfinite(kld)) {
-            fail(walker, "logits are not finite");
-        }
         walker.sum += kld;
         walker.worst = std::max(walker.worst, kld);
-        ++walker.n_predictions;
     }
 }
 
@@ -208,7 +214,9 @@ bool RandomWalk::copy() {
         llama_memory_seq_cp(walker.memory(), from, to, -1, -1);
         return removed;
     });
-    shares_[static_cast<size_t>(from)] = shares_[static_cast<size_t>(to)] = true;
+    // Streams copy.
+    shares_[static_cast<size_t>(from)] = shares_[static_cast<size_t>(from)] || unified_;
+    shares_[static_cast<size_t>(to)] = unified_;
     return true;
 }
 

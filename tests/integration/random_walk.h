@@ -33,7 +33,7 @@ class RandomWalk {
                std::vector<llama_token> tokens, uint32_t seed);
 
     /// Throws Error at the first prediction of a cache without bound that is not equal, at one that is not finite, and
-    /// where llama.cpp answers otherwise than with the f16 cache.
+    /// where llama.cpp fails or answers otherwise than with the f16 cache.
     void run(size_t n_steps);
 
     /// How often each step was taken.
@@ -93,7 +93,7 @@ class RandomWalk {
     }
     /// As llama-server does when a slot is full: the tokens after the first ones go, the rest moves up.
     bool shift();
-    /// As self-extend does: positions are divided.
+    /// Positions are divided, as self-extend does.
     bool divide();
     bool copy();
     bool keep();
@@ -107,6 +107,7 @@ class RandomWalk {
     std::mt19937 rng_;
     size_t n_vocab_;
     std::vector<llama_token> tokens_;
+    bool unified_;
     TokenBatch batch_;
     std::vector<Walker> walkers_;  // the host's f16 cache first
     std::array<bool, kSequences> shares_{}, saved_shares_{};

@@ -9,7 +9,6 @@
 #include <charconv>
 #include <cstdint>
 #include <cstdlib>
-#include <cstring>
 #include <exception>
 #include <span>
 #include <string>
@@ -66,19 +65,11 @@ Arguments parse(std::span<char*> words) {
     return arguments;
 }
 
-/// What the plug-in warns of is part of the report.
-void print_warnings(ggml_log_level level, const char* text, void*) {
-    if (level >= GGML_LOG_LEVEL_WARN && std::strstr(text, "kvcodec") != nullptr) {
-        fmt::print(stderr, "{}", text);
-    }
-}
-
 bool walk(const Arguments& arguments) {
     ggml_backend_dev_t device = load_plugin(arguments.plugin);
     const LlamaModel model = load_llama_model(arguments.model, device);
     const std::vector<llama_token> tokens =
         tokenize(llama_model_get_vocab(model.get()), read_text(arguments.text), false, false);
-    llama_log_set(print_warnings, nullptr);
     bool passed = true;
     for (size_t i = 0; i < arguments.n_seeds; ++i) {
         const auto seed = static_cast<uint32_t>(arguments.first_seed + i);
@@ -89,6 +80,9 @@ bool walk(const Arguments& arguments) {
         for (const RandomWalk::Walker& walker : std::span(walk.walkers()).subspan(1)) {
             const std::string& name = walker.context->spec().name;
             const double coded = walker.share_read_through_codes();
+            if (walker.n_predictions == 0) {
+                throw Error("no step decoded anything");
+            }
             if (walker.bound > 0.0 && coded < kLeastCoded) {
                 throw Error(fmt::format("{} read only {:.0f} % of pairs through codes", name, 100 * coded));
             }
@@ -99,6 +93,9 @@ bool walk(const Arguments& arguments) {
                                            : fmt::format("MORE THAN {}", walker.bound),
                        walker.mean(), walker.worst, 100 * coded);
         }
+    }
+    for (const std::string& warning : plugin_warnings()) {
+        fmt::print(stderr, "kvcodec: {}\n", warning);
     }
     return passed;
 }

@@ -4,6 +4,7 @@ With KVCODEC_WALK_STEPS and KVCODEC_WALK_SEEDS in the environment, it takes so m
 models with every kind of cache, and nothing else.
 """
 
+import functools
 import os
 import random
 import string
@@ -15,31 +16,36 @@ import tiny_model
 WALK = os.environ.get("KVCODEC_RANDOM_WALK", "")
 # What the mean KL divergence must stay below; random weights are harsher than trained ones.
 EQUAL, SCALAR, TRANSFORM, LATENT, DICTIONARY = 0, 0.003, 0.03, 0.01, 1.0
+STEPS = (
+    ["clear", "copy", "decode", "divide", "keep", "load", "load sequence", "remove middle", "remove tail", "save"]
+    + ["save sequence", "shift"]
+)  # fmt: skip
 
 
+@functools.cache
 def model(architecture, n_head, n_head_kv, **more):
     path = host.WORK / f"{architecture}-{n_head}-{n_head_kv}.gguf"
-    if not path.exists():
-        tiny_model.write(path, tiny_model.small_vocabulary(), architecture, n_head, n_head_kv, **more)
+    tiny_model.write(path, tiny_model.small_vocabulary(), architecture, n_head, n_head_kv, **more)
     return path
 
 
+@functools.cache
 def artifact(command, path, suffix, *arguments):
     written = path.with_suffix(suffix)
-    if not written.exists() or written.stat().st_mtime < host.TOOL.stat().st_mtime:
-        result = host.kvcodec(command, "-m", path, "-o", written, "--threads", 1, *arguments)
-        if result.code != 0:
-            raise AssertionError(f"kvcodec {command} failed: {result}")
+    result = host.kvcodec(command, "-m", path, "-o", written, "--threads", 1, *arguments)
+    if result.code != 0:
+        raise AssertionError(f"kvcodec {command} failed: {result}")
     return written
 
 
+@functools.cache
 def random_text():
     """What walks and artifacts are made of: the plug-in refuses an artifact that does not fit what it sees."""
     text = host.WORK / "random.txt"
     pick = random.Random(1)
     characters = [chr(value) for value in range(32, 0x800)]
     words = [" " + a + b for a in string.ascii_lowercase for b in string.ascii_lowercase]
-    text.write_text("".join(pick.choice(pick.choice([characters, words])) for _ in range(20000)))
+    text.write_text("".join(pick.choice(pick.choice([characters, words])) for _ in range(20000)), encoding="utf-8")
     return text
 
 
@@ -77,6 +83,8 @@ class RandomWalk(unittest.TestCase):
     def check(self, result):
         self.assertEqual(result.code, 0, result)
         self.assertEqual(result.err, "")
+        for step in STEPS:
+            self.assertIn(f'"{step}"', result.out)
         print(result.out)
 
     def test_equal_and_near_in_one_pool(self):
@@ -90,7 +98,7 @@ class RandomWalk(unittest.TestCase):
 
     def test_without_rope(self):
         which = {"codec=none": EQUAL, "codec=scalar:bits=8:window=16": SCALAR}
-        self.check(walk(model("mpt", 2, 2), 300, 3, 1, "unified", which))
+        self.check(walk(model("mpt", 2, 2), 500, 3, 1, "unified", which))
 
     def test_finds_what_is_wrong(self):
         result = walk(model("llama", 2, 1), 100, 1, 1, "unified", {"codec=scalar:bits=2:window=16": SCALAR})

@@ -36,18 +36,22 @@ QUESTIONS = [
 ]
 
 
-class Server(unittest.TestCase):
+class ServerCase(unittest.TestCase):
+    """A server of its own for the tests of one class."""
+
+    OPTIONS = ["--codec", "scalar", "--budget", "30%", "--window", "32"]
+    ARGUMENTS = []
+
     @classmethod
     def setUpClass(cls):
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             cls.port = probe.getsockname()[1]
-        cls.log_path = host.WORK / "server.log"
+        cls.log_path = host.WORK / f"{cls.__name__}.log"
         cls.log = open(cls.log_path, "wb")
         command = [
-            host.TOOL, "run", "--codec", "scalar", "--budget", "30%", "--window", "32", "--",
-            host.program("llama-server"), "-m", host.MODEL, "-c", "8192", "-np", PARALLEL, "-t", "2",
-            "--host", "127.0.0.1", "--port", cls.port,
+            host.TOOL, "run", *cls.OPTIONS, "--", host.program("llama-server"), "-m", host.MODEL, *cls.ARGUMENTS,
+            "-t", "2", "--host", "127.0.0.1", "--port", cls.port,
         ]  # fmt: skip
         cls.server = subprocess.Popen(
             [str(word) for word in command],
@@ -90,23 +94,37 @@ class Server(unittest.TestCase):
         kib = next(line.split()[1] for line in status.splitlines() if line.startswith("VmRSS:"))
         return int(kib) / 1024
 
-    def chat(self, question, **options):
+    def open(self, path, body=None, timeout=300):
+        request = urllib.request.Request(
+            f"http://127.0.0.1:{self.port}{path}",
+            data=None if body is None else json.dumps(body).encode(),
+            headers={"Content-Type": "application/json"},
+        )
+        return urllib.request.urlopen(request, timeout=timeout)
+
+    def ask(self, path, body=None):
+        with self.open(path, body) as answer:
+            self.assertEqual(answer.status, 200)
+            return json.load(answer)
+
+    def complete(self, question, **options):
+        """The whole answer of the endpoint for chats."""
         body = {
             "messages": [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}],
             "max_tokens": 48,
             "temperature": 0,
             **options,
         }
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
-            self.assertEqual(answer.status, 200)
-            choice = json.load(answer)["choices"][0]
+        return self.ask("/v1/chat/completions", body)
+
+    def chat(self, question, **options):
+        choice = self.complete(question, **options)["choices"][0]
         self.assertIn(choice["finish_reason"], ("stop", "length"))
         return choice["message"]["content"]
+
+
+class Server(ServerCase):
+    ARGUMENTS = ["-c", "8192", "-np", PARALLEL]
 
     def test_compresses(self):
         log = self.log_path.read_text(errors="replace")
@@ -136,17 +154,87 @@ class Server(unittest.TestCase):
 
     def test_streaming(self):
         body = {"messages": [{"role": "user", "content": "Say hello."}], "max_tokens": 16, "stream": True}
-        request = urllib.request.Request(
-            f"http://127.0.0.1:{self.port}/v1/chat/completions",
-            data=json.dumps(body).encode(),
-            headers={"Content-Type": "application/json"},
-        )
-        with urllib.request.urlopen(request, timeout=300) as answer:
+        with self.open("/v1/chat/completions", body) as answer:
             lines = [line.decode() for line in answer if line.startswith(b"data: ")]
         self.assertEqual(lines[-1].strip(), "data: [DONE]")
         parts = [json.loads(line[len("data: "):]) for line in lines[:-1]]
         text = "".join(part["choices"][0]["delta"].get("content") or "" for part in parts if part["choices"])
         self.assertGreater(len(text.strip()), 0)
+
+    def test_json_schema(self):
+        schema = {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 30}, "inhabitants": {"type": "integer"}},
+            "required": ["city", "inhabitants"],
+        }
+        form = {"type": "json_schema", "json_schema": {"name": "place", "schema": schema}}
+        answer = json.loads(self.chat("Describe the capital of France.", response_format=form, max_tokens=128))
+        self.assertEqual(sorted(answer), ["city", "inhabitants"])
+        self.assertIsInstance(answer["inhabitants"], int)
+
+    def test_tool_call(self):
+        parameters = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+        tool = {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": parameters}}
+        answer = self.complete("What is the weather in Rome?", tools=[tool], tool_choice="required", max_tokens=128)
+        call = answer["choices"][0]["message"]["tool_calls"][0]["function"]
+        self.assertEqual(call["name"], "weather")
+        self.assertIn("city", json.loads(call["arguments"]))
+
+    def test_cancelled_in_mid_stream(self):
+        body = {"messages": [{"role": "user", "content": "Count to a thousand."}], "max_tokens": 4000, "stream": True}
+        for _ in range(3):
+            with self.open("/v1/chat/completions", body) as answer:
+                for _ in range(5):
+                    answer.readline()
+        deadline = time.monotonic() + 60
+        while any(slot["is_processing"] for slot in self.ask("/slots")):
+            self.assertLess(time.monotonic(), deadline, "a slot is still busy with a request that was cancelled")
+            time.sleep(0.2)
+        self.assertIn("paris", self.chat("What is the capital of France?").lower())
+
+
+class Slots(ServerCase):
+    """One slot whose state is saved, and prompts that begin alike."""
+
+    ARGUMENTS = ["-c", "2048", "-np", "1"]
+
+    @classmethod
+    def setUpClass(cls):
+        folder = host.WORK / "slots"
+        folder.mkdir(exist_ok=True)
+        cls.ARGUMENTS = [*cls.ARGUMENTS, "--slot-save-path", f"{folder}/"]
+        super().setUpClass()
+
+    def test_the_same_beginning_is_not_read_again(self):
+        self.complete("What is the capital of France?")
+        timings = self.complete("What do bees make?")["timings"]
+        self.assertGreater(timings["cache_n"], 40, timings)
+        self.assertLess(timings["prompt_n"], 30, timings)
+
+    def test_saved_and_restored(self):
+        first = self.complete("Tell me a fact about the sea.")
+        saved = self.ask("/slots/0?action=save", {"filename": "sea"})
+        self.complete("An entirely different question: what is two plus two?", cache_prompt=False)
+        restored = self.ask("/slots/0?action=restore", {"filename": "sea"})
+        self.assertEqual(restored["n_restored"], saved["n_saved"])
+        again = self.complete("Tell me a fact about the sea.")
+        self.assertGreater(again["timings"]["cache_n"], 60, again)
+        self.assertEqual(
+            first["choices"][0]["message"]["content"].split()[:4], again["choices"][0]["message"]["content"].split()[:4]
+        )
+
+
+class ContextShift(ServerCase):
+    """More tokens than there is room for."""
+
+    ARGUMENTS = ["-c", "512", "-np", "1", "--context-shift"]
+
+    def test_goes_on_past_the_context(self):
+        answer = self.ask("/completion", {"prompt": "Once upon a time", "n_predict": 1200, "ignore_eos": True, "temperature": 0})
+        self.assertEqual(answer["tokens_predicted"], 1200)
+        text = answer["content"]
+        self.assertGreater(sum(c.isalnum() or c.isspace() for c in text), 0.8 * len(text), text)
+        self.assertIn("paris", self.chat("What is the capital of France?").lower())
 
 
 if __name__ == "__main__":

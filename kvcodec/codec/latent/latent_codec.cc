@@ -134,6 +134,7 @@ void LatentSpace::decode(size_t head, const std::byte* codes, size_t first, size
         gemm_scores(latents.data(), n, rank(), analysis(head), dim_, x);
         return;
     }
+    static_assert(ScalarFormat::kMaxDim <= Synthesis::kMaxRows);
     constexpr size_t kChunk = 16;  // levels stay in the first-level cache
     alignas(64) std::array<int8_t, kChunk * ScalarFormat::kMaxDim> levels;
     std::array<float, kChunk> scale;

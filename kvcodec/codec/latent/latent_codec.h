@@ -19,8 +19,8 @@ class ScalarCodec;
 /// The directions that the vectors of some KV heads, side by side as one, are projected on, and how the coordinates,
 /// the latents, are stored. What lies in none of the directions is lost.
 ///
-/// Code space is the latents', of fewer bits than 16 rotated as the scalar codec does it, and the directions are so
-/// too. They are rounded to 8 bits then (see Synthesis), and latents are found so that the rounded ones rebuild best.
+/// Code space is the latents'. Those of fewer bits than 16 are rotated as the scalar codec does it, and so are the
+/// directions, which are then rounded to 8 bits (see Synthesis); latents are found so that the rounded ones rebuild best.
 class LatentSpace {
   public:
     static constexpr size_t kRankMultiple = 16;

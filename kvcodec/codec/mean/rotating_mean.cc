@@ -103,7 +103,9 @@ void add_rotated(const RopeTables& tables, const RotatingHead& head, float sign,
     HWY_ALIGN float first[2 * RopeTables::kMaxPairs];
     HWY_ALIGN float second[RopeTables::kMaxPairs];
     for (size_t row = 0; row < n; ++row, x += stride) {
-        load_phases(tables, positions[row], phases);
+        if (n_pairs > 0) {
+            load_phases(tables, positions[row], phases);
+        }
         for (size_t i = 0; i < half; i += hn::Lanes(d)) {
             const auto c = hn::Load(d, phases + i);
             const auto s = hn::Load(d, phases + half + i);
@@ -574,6 +576,12 @@ void RotatingMean::prepare(size_t head_index, const float* q, size_t lanes, floa
 
 void RotatingMean::score(const float* prepared, size_t lanes, const int32_t* positions, size_t n, float* s) const {
     const Head& head = heads_[static_cast<size_t>(prepared[0])];
+    if (!rotates()) {
+        for (size_t i = 0; i < n * lanes; ++i) {
+            s[i] += prepared[kHeader + i % lanes];
+        }
+        return;
+    }
     HWY_DYNAMIC_DISPATCH(score_cells)
     (*tables_, head, Prepared(prepared, lanes, tables_->stride()), lanes, positions, n, s);
 }

@@ -81,7 +81,7 @@ class RotatingMean {
                  double dropped_energy = kDroppedEnergy);
 
     bool empty() const { return heads_.empty(); }
-    /// Whether positions matter: without RoPE they do not.
+    /// Whether positions matter: without RoPE they do not, and may be null below.
     bool rotates() const { return !empty() && tables_->rope().rotates(); }
     /// Resident bytes, shared tables not included.
     size_t bytes() const;

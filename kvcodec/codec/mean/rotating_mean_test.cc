@@ -5,6 +5,7 @@
 #include <hwy/targets.h>
 #include <algorithm>
 #include <cmath>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -140,7 +141,7 @@ TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
             }
             for (const size_t lanes : {4, 8, 12, 32}) {
                 std::vector<float> q = random_vector(lanes * dim, rng);
-                const size_t n_active = lanes - rng() % 4;
+                const size_t n_active = lanes - rng() % std::min<size_t>(lanes + 1, 7);
                 std::fill(q.begin() + static_cast<std::ptrdiff_t>(n_active * dim), q.end(), 0.0F);
                 std::vector<float> prepared(rotating.prepared_floats(lanes));
                 rotating.prepare(head, q.data(), lanes, prepared.data());
@@ -239,14 +240,19 @@ TEST(RotatingMean, DropsPairsWithoutEnergyEverywhere) {
     const std::vector<float> q = random_vector(4 * 128, rng);
     std::vector<float> prepared(rotating.prepared_floats(4));
     rotating.prepare(0, q.data(), 4, prepared.data());
-    std::vector<float> s(4, 0.0F);
-    rotating.score(prepared.data(), 4, &t, 1, s.data());
-    for (size_t lane = 0; lane < 4; ++lane) {
-        double product = 0.0;
-        for (size_t i = 0; i < 128; ++i) {
-            product += double{q[lane * 128 + i]} * key[i];
+    std::vector<int32_t> positions(RotatingMean::kBlock);
+    std::iota(positions.begin(), positions.end(), t);
+    std::vector<float> keys(positions.size() * 128, 0.0F), s(positions.size() * 4, 0.0F);
+    rotating.add(0, positions.data(), positions.size(), keys.data(), 128);
+    rotating.score(prepared.data(), 4, positions.data(), positions.size(), s.data());
+    for (size_t cell = 0; cell < positions.size(); ++cell) {
+        for (size_t lane = 0; lane < 4; ++lane) {
+            double product = 0.0;
+            for (size_t i = 0; i < 128; ++i) {
+                product += double{q[lane * 128 + i]} * keys[cell * 128 + i];
+            }
+            EXPECT_NEAR(s[cell * 4 + lane], product, 3e-6 * b_norm * norm(q.data() + lane * 128, 128));
         }
-        EXPECT_NEAR(s[lane], product, 3e-6 * b_norm * norm(q.data() + lane * 128, 128));
     }
 }
 

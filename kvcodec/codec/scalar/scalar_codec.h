@@ -67,7 +67,7 @@ class ScalarCodec final : public Codec {
     void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
     /// H x = scale * level: levels [n, level_stride()], arbitrary past dim(), and scale [n].
     void unpack(const std::byte* codes, size_t first, size_t n, int8_t* levels, float* scale) const;
-    size_t level_stride() const;
+    size_t level_stride() const;  ///< a multiple of 32
     void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
     void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                float* s) const override;

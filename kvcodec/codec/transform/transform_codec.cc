@@ -154,6 +154,7 @@ void unpack_levels(const TransformFormat& format, const uint8_t* HWY_RESTRICT co
 
 static_assert(kMaxDim <= level_rows::kMaxDim && kChunk == level_rows::kMaxRows);
 static_assert(kWideLookup % level_rows::kStrideMultiple == 0 && kWideLookup % kLookup == 0);
+static_assert(kWideLookup % Synthesis::kStrideMultiple == 0 && kMaxDim <= Synthesis::kMaxRows);
 
 /// A few rows as levels, with their scales.
 struct Chunk {

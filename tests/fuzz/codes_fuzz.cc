@@ -1,0 +1,67 @@
+// Any bytes as codes: kernels of every instruction set read them, and nothing beyond.
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <array>
+#include <cstddef>
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <numeric>
+#include <span>
+#include <vector>
+
+#include "bench/bench_codecs.h"
+#include "kvcodec/codec/latent/half_codec.h"
+#include "kvcodec/codec/latent/latent_codec.h"
+#include "kvcodec/codec/test_targets.h"
+
+namespace kvcodec {
+namespace {
+
+constexpr size_t kMostRows = 64;
+constexpr size_t kLanes = 4;
+
+std::vector<std::shared_ptr<const Codec>> make_codecs() {
+    std::vector<std::shared_ptr<const Codec>> codecs;
+    for (const size_t dim : {16, 64, 80, 128}) {
+        for (const uint32_t bits : ScalarCodec::kBits) {
+            codecs.push_back(std::make_shared<ScalarCodec>(dim, bits));
+        }
+        codecs.push_back(transform_codec(dim, false));
+        codecs.push_back(std::make_shared<HalfCodec>(dim));
+        codecs.push_back(dictionary_codec(dim, 256, 8));
+        const auto space = std::make_shared<const LatentSpace>(random_atoms(16, dim), 1, dim, 4);
+        codecs.push_back(std::make_shared<LatentCodec>(space, 0, false));
+    }
+    return codecs;
+}
+
+void read(const Codec& codec, std::span<const uint8_t> bytes) {
+    const size_t n = std::min(bytes.size() / codec.code_bytes(), kMostRows);
+    if (n == 0) {
+        return;
+    }
+    std::vector<std::byte> codes(n * codec.code_bytes() + Codec::kCodeSlackBytes);
+    std::memcpy(codes.data(), bytes.data(), n * codec.code_bytes());
+    std::vector<float> x(n * codec.dim()), table(codec.space() * kLanes, 1.0F), s(n * kLanes, 0.5F), acc(table.size());
+    std::vector<uint16_t> rows(n);
+    std::iota(rows.begin(), rows.end(), uint16_t{0});
+    codec.decode(codes.data(), 0, n, x.data());
+    codec.score(table.data(), kLanes, codes.data(), rows, s.data());
+    codec.accumulate(s.data(), kLanes, codes.data(), rows, acc.data());
+}
+
+}  // namespace
+}  // namespace kvcodec
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    static const std::vector<std::shared_ptr<const kvcodec::Codec>> codecs = kvcodec::make_codecs();
+    static const std::vector<int64_t> targets = kvcodec::test_targets();
+    if (size < 2) {
+        return 0;
+    }
+    hwy::SetSupportedTargetsForTest(targets[data[0] % targets.size()]);
+    kvcodec::read(*codecs[data[1] % codecs.size()], {data + 2, size - 2});
+    return 0;
+}

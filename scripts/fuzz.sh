@@ -13,7 +13,7 @@ for target in artifact codes; do
     corpus="build/fuzz/corpus/$target"
     mkdir -p "$corpus"
     "build/fuzz/tests/fuzz/kvcodec_${target}_fuzz" -max_total_time="$seconds" -timeout=20 -rss_limit_mb=4096 \
-        -max_len=8192 -artifact_prefix=build/fuzz/ -print_final_stats=1 "$corpus" "tests/fuzz/seeds/$target" \
+        -max_len=32768 -artifact_prefix=build/fuzz/ -print_final_stats=1 "$corpus" "tests/fuzz/seeds/$target" \
         > "build/fuzz/$target.log" 2>&1 ||
         { tail -40 "build/fuzz/$target.log"; die "the fuzzer of $target found something: see build/fuzz"; }
     echo "$target: $(awk '/number_of_executed_units/ {print $2}' "build/fuzz/$target.log") inputs in $seconds s, none broke anything"

@@ -79,6 +79,7 @@ struct UnpackKernel {
     size_t sparsity() const { return packing.sparsity_; }
     size_t high_bit() const { return packing.high_bit_; }
     size_t n_high_bits() const { return packing.n_high_bits_; }
+    uint32_t last_atom() const { return static_cast<uint32_t>(packing.n_atoms_ - 1); }
 };
 
 }  // namespace kvcodec
@@ -89,8 +90,10 @@ namespace kvcodec {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Where the ones are among the high bits of a code, in order; returns how many. Writes up to 7 bytes more.
-HWY_INLINE size_t find_ones(const uint8_t* code, size_t first_bit, size_t n_bits, uint8_t* HWY_RESTRICT position) {
+// Where the ones are among the high bits of a code, in order; returns how many, at most `most`: no code that was packed
+// has more. Writes up to 7 bytes more.
+HWY_INLINE size_t find_ones(const uint8_t* code, size_t first_bit, size_t n_bits, size_t most,
+                            uint8_t* HWY_RESTRICT position) {
     const std::array<uint64_t, 256>& ones = ones_of_byte();
     size_t count = 0;
     for (size_t done = 0; done < n_bits; done += 64) {
@@ -107,17 +110,17 @@ HWY_INLINE size_t find_ones(const uint8_t* code, size_t first_bit, size_t n_bits
         for (size_t bit = 0; bit < here; bit += 8, bits >>= 8) {
             const uint64_t found = ones[bits & 0xff] + (done + bit) * 0x0101010101010101U;
             std::memcpy(position + count, &found, sizeof(found));
-            count += static_cast<size_t>(std::popcount(bits & 0xff));
+            count = std::min(count + static_cast<size_t>(std::popcount(bits & 0xff)), most);
         }
     }
     return count;
 }
 
-// offset[k] = index k times scale, 0 from `count` on. `shift_scale` >= 0 stands for a scale of 2^shift_scale, the usual
-// one. position: of the ones, or null where indices have no high bits.
+// offset[k] = index k, at most `last`, times scale, 0 from `count` on. `shift_scale` >= 0 stands for a scale of
+// 2^shift_scale, the usual one. position: of the ones, or null where indices have no high bits.
 template <class Group>
-HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, size_t count, unsigned low_bits, uint32_t scale,
-                               int shift_scale, const uint8_t* code, const uint8_t* position,
+HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, size_t count, unsigned low_bits, uint32_t last,
+                               uint32_t scale, int shift_scale, const uint8_t* code, const uint8_t* position,
                                uint32_t* HWY_RESTRICT offset) {
     const hn::FixedTag<uint32_t, 4> d32;
     const hn::FixedTag<uint8_t, 16> d8;
@@ -133,6 +136,7 @@ HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, size_t coun
             const auto high = hn::PromoteTo(d32, hn::LoadU(d8x4, position + 4 * g)) - rank;
             index = hn::Or(index, hn::ShiftLeftSame(high, static_cast<int>(low_bits)));
         }
+        index = hn::Min(index, hn::Set(d32, last));
         const auto scaled = shift_scale >= 0 ? hn::ShiftLeftSame(index, shift_scale) : index * hn::Set(d32, scale);
         hn::StoreU(hn::IfThenElseZero(hn::Lt(rank, n_live), scaled), d32, offset + 4 * g);
     }
@@ -188,14 +192,14 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
         const auto part = rows.subspan(first, std::min(kRows, rows.size() - first));
         for (size_t i = 0; i < part.size(); ++i) {
             const uint8_t* code = bytes + part[i] * code_bytes;
-            count[i] = published
-                           ? std::min<size_t>(code[0] | (code[1] << 8), sparsity)
-                           : find_ones(code, kernel.high_bit(), kernel.n_high_bits(), position.data() + i * kPositions);
+            count[i] = published ? std::min<size_t>(code[0] | (code[1] << 8), sparsity)
+                                 : find_ones(code, kernel.high_bit(), kernel.n_high_bits(), sparsity,
+                                             position.data() + i * kPositions);
         }
         for (size_t i = 0; i < part.size(); ++i, offset += stride, coefficient += stride) {
             const uint8_t* code = bytes + part[i] * code_bytes;
-            unpack_indices(groups, n_groups, count[i], kernel.index_bits(), scale, shift_scale, code,
-                           published ? nullptr : position.data() + i * kPositions, offset);
+            unpack_indices(groups, n_groups, count[i], kernel.index_bits(), kernel.last_atom(), scale, shift_scale,
+                           code, published ? nullptr : position.data() + i * kPositions, offset);
             if (signed4) {
                 unpack_signed4(code + coefficient_byte, count[i], stride, kernel.signed_levels(), scales[code[0]] / 127,
                                coefficient);

@@ -1,5 +1,5 @@
-// Attention over coded cells: the four steps of a codec, the rotating mean of keys, then whole steps of token generation
-// and of a prompt, on the shapes of two models. One thread.
+// Attention over coded cells: the four steps of a codec, the rotating mean of keys, then whole steps of token
+// generation and of a prompt, on the shapes of two models. One thread.
 #include <benchmark/benchmark.h>
 
 #include <algorithm>

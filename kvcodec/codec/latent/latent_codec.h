@@ -20,7 +20,8 @@ class ScalarCodec;
 /// the latents, are stored. What lies in none of the directions is lost.
 ///
 /// Code space is the latents'. Those of fewer bits than 16 are rotated as the scalar codec does it, and so are the
-/// directions, which are then rounded to 8 bits (see Synthesis); latents are found so that the rounded ones rebuild best.
+/// directions, which are then rounded to 8 bits (see Synthesis); latents are found so that the rounded ones rebuild
+/// best.
 class LatentSpace {
   public:
     static constexpr size_t kRankMultiple = 16;

@@ -213,16 +213,15 @@ class Slots(ServerCase):
         self.assertLess(timings["prompt_n"], 30, timings)
 
     def test_saved_and_restored(self):
-        first = self.complete("Tell me a fact about the sea.")
-        saved = self.ask("/slots/0?action=save", {"filename": "sea"})
+        question = "What is the capital of France?"
+        self.assertIn("paris", self.chat(question).lower())
+        saved = self.ask("/slots/0?action=save", {"filename": "paris"})
         self.complete("An entirely different question: what is two plus two?", cache_prompt=False)
-        restored = self.ask("/slots/0?action=restore", {"filename": "sea"})
+        restored = self.ask("/slots/0?action=restore", {"filename": "paris"})
         self.assertEqual(restored["n_restored"], saved["n_saved"])
-        again = self.complete("Tell me a fact about the sea.")
+        again = self.complete(question)
         self.assertGreater(again["timings"]["cache_n"], 60, again)
-        self.assertEqual(
-            first["choices"][0]["message"]["content"].split()[:4], again["choices"][0]["message"]["content"].split()[:4]
-        )
+        self.assertIn("paris", again["choices"][0]["message"]["content"].lower())
 
 
 class ContextShift(ServerCase):

@@ -20,6 +20,7 @@
 #include "kvcodec/options.h"
 #include "tools/commands.h"
 #include "tools/eval/host.h"
+#include "tools/eval/plugin_report.h"
 #include "tools/host_model.h"
 #include "tools/host_program.h"
 #include "tools/launch.h"
@@ -78,11 +79,7 @@ std::optional<fs::path> find_executable(const std::string& name) {
 
 /// What a program prints when it is asked for its devices, errors too.
 std::string list_devices(const fs::path& program) {
-    std::string quoted = "'";
-    for (const char c : program.native()) {
-        quoted += c == '\'' ? std::string("'\\''") : std::string(1, c);
-    }
-    FILE* pipe = ::popen((quoted + "' --list-devices 2>&1 < /dev/null").c_str(), "r");
+    FILE* pipe = ::popen((shell_quoted(program.native()) + " --list-devices 2>&1 < /dev/null").c_str(), "r");
     std::string output;
     std::array<char, 4096> buffer;
     while (pipe != nullptr) {
@@ -163,10 +160,7 @@ void examine_model(const DoctorOptions& doctor, const std::string& model, const 
         ++codecs[codec.get<std::string>()];
     }
     const size_t n_passed = codecs.contains("f16") ? codecs["f16"] : 0;
-    size_t n_layers = 0;
-    for (const auto& [codec, n] : codecs) {
-        n_layers += n;
-    }
+    const size_t n_layers = report.is_null() ? 0 : report["codecs"].size();
     if (n_layers == n_passed) {
         findings.bad("no layer is compressed");
         return;
@@ -178,8 +172,7 @@ void examine_model(const DoctorOptions& doctor, const std::string& model, const 
     const auto number = [&](const char* key) { return report[key].get<double>(); };
     const double f16 = number("f16_bytes"), code = number("code_bytes");
     const auto tokens = static_cast<double>(doctor.n_ctx);
-    const double dense = std::min(tokens, number("dense_tokens"));
-    const double total = code * (tokens - dense) + f16 * dense + number("fixed_bytes");
+    const double total = total_bytes(report, tokens);
     findings.good(fmt::format("a token takes {:.0f} bytes instead of {:.0f}: {:.1f} %", code, f16, 100 * code / f16));
     findings.good(
         fmt::format("{} tokens take {:.1f} MiB instead of {:.1f}: {:.1f} %, window, sinks and tables included",

@@ -31,6 +31,19 @@ std::string from_environment(const char* name) {
     return value != nullptr ? value : "";
 }
 
+void check_artifact(const Options& options, const std::optional<ModelInfo>& model, std::string_view train_command) {
+    const Artifact artifact = read_artifact(options.artifact);
+    if (model && artifact.model_fingerprint != model->fingerprint) {
+        throw Error(
+            fmt::format("{} was made for another model: it is for {} ({}), the program's model is {} ({}); "
+                        "leave --artifact out or make the right one with: {}",
+                        options.artifact, artifact.model_name, artifact.model_fingerprint, model->name,
+                        model->fingerprint, train_command));
+    }
+}
+
+}  // namespace
+
 std::string shell_quoted(const std::string& word) {
     const auto is_plain = [](unsigned char c) {
         return std::isalnum(c) != 0 || std::strchr("_-./:=+@%,", c) != nullptr;
@@ -44,19 +57,6 @@ std::string shell_quoted(const std::string& word) {
     }
     return quoted + "'";
 }
-
-void check_artifact(const Options& options, const std::optional<ModelInfo>& model, std::string_view train_command) {
-    const Artifact artifact = read_artifact(options.artifact);
-    if (model && artifact.model_fingerprint != model->fingerprint) {
-        throw Error(
-            fmt::format("{} was made for another model: it is for {} ({}), the program's model is {} ({}); "
-                        "leave --artifact out or make the right one with: {}",
-                        options.artifact, artifact.model_name, artifact.model_fingerprint, model->name,
-                        model->fingerprint, train_command));
-    }
-}
-
-}  // namespace
 
 void add_launch_options(CLI::App& command, LaunchOptions& options) {
     command.add_option("--artifact", options.artifact, "Trained dictionaries [default: those in the cache folder]");

@@ -32,6 +32,9 @@ Options merge_options(const LaunchOptions& launch);
 /// choice. Throws Error where the choice needs an artifact that there is not.
 std::string choose_codec(Options& options, const std::optional<std::string>& model_path);
 
+/// A word as a shell must be given it.
+std::string shell_quoted(const std::string& word);
+
 /// Sets what the program needs in the environment, apart from what the user has set already. Returns the settings as
 /// text.
 std::string prepare_environment(HostProgram& program, const LaunchOptions& launch, const Options& options);

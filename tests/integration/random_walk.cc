@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "kvcodec/error.h"
+#include "tools/eval/statistics.h"
 
 namespace kvcodec {
 
@@ -18,25 +19,6 @@ namespace {
 
 constexpr size_t kLongest = 224;  ///< tokens of a sequence, of the room for 256
 constexpr size_t kMostTokens = 24;
-
-/// KL divergence of softmax(actual) from softmax(expected).
-double divergence(std::span<const float> expected, std::span<const float> actual) {
-    const auto log_sum = [](std::span<const float> logits) {
-        const double top = *std::ranges::max_element(logits);
-        double sum = 0.0;
-        for (const float logit : logits) {
-            sum += std::exp(static_cast<double>(logit) - top);
-        }
-        return top + std::log(sum);
-    };
-    const double expected_sum = log_sum(expected), actual_sum = log_sum(actual);
-    double kld = 0.0;
-    for (size_t i = 0; i < expected.size(); ++i) {
-        const double log_p = static_cast<double>(expected[i]) - expected_sum;
-        kld += std::exp(log_p) * (log_p - (static_cast<double>(actual[i]) - actual_sum));
-    }
-    return kld;
-}
 
 }  // namespace
 
@@ -149,7 +131,7 @@ void RandomWalk::compare(Walker& walker) {
             }
             continue;
         }
-        const double kld = divergence(expected, actual);
+        const double kld = double{divergence(expected.data(), actual.data(), n_vocab_, 0).kld};
         walker.sum += kld;
         walker.worst = std::max(walker.worst, kld);
     }

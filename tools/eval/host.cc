@@ -107,10 +107,7 @@ Json EvalContext::accounting() const {
     }
     const auto number = [&](const char* key) { return report[key].get<double>(); };
     const double f16 = number("f16_bytes");
-    const auto total = [&](double tokens) {
-        const double dense = std::min(tokens, number("dense_tokens"));
-        return (number("code_bytes") * (tokens - dense) + f16 * dense + number("fixed_bytes")) / (f16 * tokens);
-    };
+    const auto total = [&](double tokens) { return total_bytes(report, tokens) / (f16 * tokens); };
     return {{"rate", number("code_bytes") / f16},
             {"total_4k", total(4096)},
             {"total_32k", total(32768)},

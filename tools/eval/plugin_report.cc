@@ -43,4 +43,10 @@ Json joined_report(const Json& reports) {
     return joined;
 }
 
+double total_bytes(const Json& report, double tokens) {
+    const auto number = [&](const char* key) { return report[key].get<double>(); };
+    const double dense = std::min(tokens, number("dense_tokens"));
+    return number("code_bytes") * (tokens - dense) + number("f16_bytes") * dense + number("fixed_bytes");
+}
+
 }  // namespace kvcodec

@@ -12,4 +12,7 @@ using Json = nlohmann::json;
 /// joined; anything else is as the first one says. Null for an empty array.
 Json joined_report(const Json& reports);
 
+/// Bytes of a cache with so many tokens of one sequence: codes, what stays dense, tables.
+double total_bytes(const Json& report, double tokens);
+
 }  // namespace kvcodec

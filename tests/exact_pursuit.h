@@ -18,7 +18,7 @@ namespace kvcodec {
 /// Counts of a comparison of omp_encode() with the exact pursuit.
 struct PursuitComparison {
     size_t n_equal = 0;  ///< the same support in the same order, coefficients within the tolerance
-    size_t n_tied = 0;   ///< supports part where two atoms are equally good to seven digits
+    size_t n_tied = 0;   ///< supports part where two atoms are equally good to four digits
 };
 
 /// At each step the atom of the largest |correlation| with the residual joins the support, and all coefficients become
@@ -26,7 +26,7 @@ struct PursuitComparison {
 /// coefficients may miss by 1e-4 of the vector's norm.
 inline PursuitComparison compare_with_exact_pursuit(std::span<const float> atoms, size_t dim, std::span<const float> x,
                                                     size_t sparsity) {
-    constexpr double kTie = 1e-6, kTolerance = 1e-4, kNoise = 1e-6;
+    constexpr double kTie = 1e-4, kTolerance = 1e-4, kNoise = 1e-6;
     const size_t n_atoms = atoms.size() / dim, n = x.size() / dim;
     std::vector<uint16_t> index(n * sparsity);
     std::vector<float> coefficient(n * sparsity);

@@ -72,7 +72,9 @@ struct HarvestOptions {
 /// The model, on the CPU. Throws Error if it, or a text file, cannot be loaded.
 class Harvester {
   public:
+    /// model must outlive it.
     Harvester(const ModelInfo& model, const HarvestOptions& options);
+    Harvester(ModelInfo&& model, const HarvestOptions& options) = delete;
     ~Harvester();
     Harvester(const Harvester&) = delete;
     Harvester& operator=(const Harvester&) = delete;

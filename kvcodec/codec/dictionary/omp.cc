@@ -1,16 +1,20 @@
 // Orthogonal matching pursuit, vectorised over atoms: the atoms are packed once a call into blocks [dim, block], so any
 // number of vectors, even one, uses full SIMD width.
 //
-// Both variants below build, atom by atom, an orthonormal basis q_1..q_s of the support (D_S = Q L^T, L the Cholesky
+// Both variants below find, atom by atom, an orthonormal basis q_1..q_s of the support (D_S = Q L^T, L the Cholesky
 // factor of the support's Gram matrix), so that a new atom never changes earlier projections a_k = q_k . x:
 //   direct  keeps the residual and multiplies it with all atoms for each choice: N dim MACs an atom.
-//   Gram    keeps p = D r and b_k = D q_k instead, from G = D D^T built once a call: N k MACs for the k-th atom.
-// The coefficients follow at the end from L^T c = a.
+//   Gram    takes G_S c from D x for each choice, G = D D^T built once a call, c = L^-T a: N k MACs for the k-th atom.
+//
+// What only chooses is in 16 bits: atoms, the vectors that they are multiplied with, G and c. A choice may miss the
+// best one by some 2e-5 of the residual's norm (direct) or of the vector's (Gram). Coefficients are fitted with the
+// atoms as they are.
 #include "kvcodec/codec/dictionary/omp.h"
 
 #include <algorithm>
 #include <cmath>
 #include <memory>
+#include <numeric>
 #include <string>
 #include <vector>
 
@@ -49,6 +53,16 @@ constexpr float kNegligibleCorrelation = 1e-6F;
 // Squared distance of a new atom from the span of the support below which it counts as dependent.
 constexpr float kMinPivot = 1e-5F;
 
+/// The norm of a unit vector in 16 bits. Sums of products of two such vectors, in part or whole, stay near its square,
+/// half of what 32 bits hold.
+constexpr float kUnitLevel = 32767.0F;
+/// How far the Gram variant can tell correlations of a unit vector and distances, as above. It leaves what is closer to
+/// the direct one.
+constexpr float kGramCorrelation = 2e-4F;
+constexpr float kGramPivot = 1e-3F;
+/// It has this many bits for coefficients above 1, times the longest atom.
+constexpr int kHeadroomBits = 2;
+
 }  // namespace
 }  // namespace kvcodec
 #endif
@@ -61,14 +75,20 @@ namespace {
 namespace hn = hwy::HWY_NAMESPACE;
 using Tag = hn::ScalableTag<float>;
 using Vec = hn::Vec<Tag>;
+using IntTag = hn::RebindToSigned<Tag>;
+using IntVec = hn::Vec<IntTag>;
 using Floats = hwy::AlignedFreeUniquePtr<float[]>;
+using Ints = hwy::AlignedFreeUniquePtr<int32_t[]>;
 
 constexpr Tag kTag;
+constexpr IntTag kIntTag;
+constexpr hn::Repartition<int16_t, Tag> kShortTag;
+constexpr hn::Rebind<int16_t, Tag> kHalfShortTag;  // as many as there are floats in a vector
 constexpr size_t kLanes = hn::MaxLanes(kTag);
 // Atoms in one packed block: two vectors, so that each broadcast element of a row serves two multiply-adds.
 constexpr size_t kBlock = 2 * kLanes;
-// Rows multiplied together; with two vectors each, the sums fill 16 of 32 or 12 of 16 registers.
-constexpr size_t kRows = (HWY_TARGET <= HWY_AVX3 || HWY_ARCH_ARM) ? 8 : 6;
+// Rows multiplied together; with two vectors each (four on Arm), the sums fill 16 of 32 or 12 of 16 registers.
+constexpr size_t kRows = HWY_ARCH_ARM ? 4 : HWY_TARGET <= HWY_AVX3 ? 8 : 6;
 // Atoms per step of the Gram variant: enough independent sums to hide the latency of multiply-adds.
 constexpr size_t kChunk = 4 * kLanes;
 
@@ -76,16 +96,50 @@ Floats allocate(size_t n) {
     return hwy::AllocateAligned<float>(n);
 }
 
-// to[c, kBlock][r] = from[r, stride][c] for r, c < 4.
-HWY_INLINE void transpose_4x4(const float* from, size_t stride, float* to) {
-#if HWY_TARGET == HWY_SCALAR
-    for (size_t c = 0; c < 4; ++c) {
-        for (size_t r = 0; r < 4; ++r) {
-            to[c * kBlock + r] = from[r * stride + c];
-        }
-    }
+// Newer AVX-512 adds products of two shorts in one instruction (VNNI). Highway has no target for it here. Not by
+// intrinsics: these would need a target too, and GCC 12 copies all sums around a product.
+#undef KVCODEC_SHORT_PRODUCTS
+#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
+#define KVCODEC_SHORT_PRODUCTS 1
 #else
-    const hn::FixedTag<float, 4> four;
+#define KVCODEC_SHORT_PRODUCTS 0
+#endif
+
+// sum + rest += a . b, two products each; rest is unused where one instruction adds pairs, as on x86.
+template <bool kShortProducts>
+HWY_INLINE void add_products(hn::Vec<decltype(kShortTag)> a, hn::Vec<decltype(kShortTag)> b, IntVec& sum,
+                             [[maybe_unused]] IntVec& rest) {
+#if KVCODEC_SHORT_PRODUCTS
+    if constexpr (kShortProducts) {
+        asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
+        return;
+    }
+#endif
+    sum = hn::ReorderWidenMulAccumulate(kIntTag, a, b, sum, rest);
+}
+
+constexpr size_t pairs(size_t n) {
+    return (n + 1) / 2;
+}
+
+// to[pairs(dim)]: scale * x in 16 bits, two elements each.
+void round_pairs(const float* x, size_t dim, float scale, int32_t* to) {
+    const hn::Repartition<int32_t, decltype(kHalfShortTag)> pair_tag;
+    size_t i = 0;
+    for (; i + kLanes <= dim; i += kLanes) {
+        const IntVec rounded = hn::NearestInt(hn::Mul(hn::LoadU(kTag, x + i), hn::Set(kTag, scale)));
+        hn::StoreU(hn::BitCast(pair_tag, hn::DemoteTo(kHalfShortTag, rounded)), pair_tag, to + i / 2);
+    }
+    for (; i < dim; i += 2) {
+        const auto low = static_cast<uint16_t>(std::lrint(x[i] * scale));
+        const auto high = static_cast<uint16_t>(i + 1 < dim ? std::lrint(x[i + 1] * scale) : 0);
+        to[i / 2] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
+    }
+}
+
+// to[c, kBlock][r] = from[r, stride][c] for r, c < 4.
+HWY_INLINE void transpose_4x4(const int32_t* from, size_t stride, int32_t* to) {
+    const hn::FixedTag<int32_t, 4> four;
     const auto row0 = hn::LoadU(four, from), row1 = hn::LoadU(four, from + stride);
     const auto row2 = hn::LoadU(four, from + 2 * stride), row3 = hn::LoadU(four, from + 3 * stride);
     const auto low01 = hn::InterleaveLower(four, row0, row1), low23 = hn::InterleaveLower(four, row2, row3);
@@ -94,68 +148,97 @@ HWY_INLINE void transpose_4x4(const float* from, size_t stride, float* to) {
     hn::StoreU(hn::ConcatUpperUpper(four, low23, low01), four, to + kBlock);
     hn::StoreU(hn::ConcatLowerLower(four, high23, high01), four, to + 2 * kBlock);
     hn::StoreU(hn::ConcatUpperUpper(four, high23, high01), four, to + 3 * kBlock);
-#endif
 }
 
-// The atoms, transposed block by block: [n_padded / kBlock, dim, kBlock]. Padding atoms are zero and never chosen.
+// The atoms times `scale` in 16 bits, in pairs of elements, transposed block by block: [n_padded / kBlock, pairs(dim),
+// kBlock]. Padding atoms are zero and never chosen.
 struct PackedAtoms {
-    PackedAtoms(const float* atoms, size_t n_atoms, size_t dim)
-        : n_padded((n_atoms + kChunk - 1) / kChunk * kChunk), data(allocate(n_padded * dim)) {
+    PackedAtoms(const float* atoms, size_t n_atoms, size_t dim, bool has_short_products)
+        : n_padded((n_atoms + kChunk - 1) / kChunk * kChunk),
+          n_pairs(pairs(dim)),
+          short_products(has_short_products),
+          data(hwy::AllocateAligned<int32_t>(n_padded * n_pairs)) {
+        float largest = 0.0F;
+        for (size_t j = 0; j < n_atoms; ++j) {
+            largest = std::max(largest, dot(atoms + j * dim, atoms + j * dim, dim));
+        }
+        scale = largest > 0.0F ? kUnitLevel / std::sqrt(largest) : 0.0F;
+        std::vector<int32_t> rows(kBlock * n_pairs);
         for (size_t first = 0; first < n_padded; first += kBlock) {
-            float* block = data.get() + first * dim;
-            const float* rows = atoms + std::min(first, n_atoms) * dim;
-            const size_t n = std::min(kBlock, n_atoms - std::min(first, n_atoms));
-            if (n < kBlock) {
-                std::fill(block, block + dim * kBlock, 0.0F);
-            }
-            for (size_t j = 0; j < n / 4 * 4; j += 4) {
-                for (size_t i = 0; i < dim / 4 * 4; i += 4) {
-                    transpose_4x4(rows + j * dim + i, dim, block + i * kBlock + j);
-                }
-            }
+            const size_t begin = std::min(first, n_atoms), n = std::min(kBlock, n_atoms - begin);
             for (size_t j = 0; j < n; ++j) {
-                for (size_t i = j < n / 4 * 4 ? dim / 4 * 4 : 0; i < dim; ++i) {
-                    block[i * kBlock + j] = rows[j * dim + i];
+                round_pairs(atoms + (begin + j) * dim, dim, scale, &rows[j * n_pairs]);
+            }
+            std::fill(rows.begin() + static_cast<std::ptrdiff_t>(n * n_pairs), rows.end(), 0);
+            int32_t* block = data.get() + first * n_pairs;
+            for (size_t j = 0; j < kBlock; j += 4) {
+                for (size_t i = 0; i < n_pairs / 4 * 4; i += 4) {
+                    transpose_4x4(&rows[j * n_pairs + i], n_pairs, block + i * kBlock + j);
+                }
+                for (size_t i = n_pairs / 4 * 4; i < n_pairs; ++i) {
+                    for (size_t r = 0; r < 4; ++r) {
+                        block[i * kBlock + j + r] = rows[(j + r) * n_pairs + i];
+                    }
                 }
             }
         }
     }
 
     size_t n_padded;
-    Floats data;
+    size_t n_pairs;
+    float scale = 0.0F;
+    bool short_products;
+    Ints data;
 };
 
-// Products of R rows with the atoms of one block.
-template <size_t R>
-HWY_INLINE void multiply_block(const float* const* rows, size_t dim, const float* block, Vec (&sum)[R][2]) {
+// Products of R rows of pairs with the atoms of one block.
+template <bool kShortProducts, size_t R>
+HWY_INLINE void multiply_block(const int32_t* const* rows, size_t n_pairs, const int32_t* block, IntVec (&sum)[R][2]) {
+    IntVec rest[R][2];
     for (size_t r = 0; r < R; ++r) {
-        sum[r][0] = sum[r][1] = hn::Zero(kTag);
+        sum[r][0] = sum[r][1] = rest[r][0] = rest[r][1] = hn::Zero(kIntTag);
     }
-    for (size_t i = 0; i < dim; ++i) {
-        const Vec atoms0 = hn::Load(kTag, block + i * kBlock);
-        const Vec atoms1 = hn::Load(kTag, block + i * kBlock + kLanes);
+    for (size_t i = 0; i < n_pairs; ++i) {
+        const auto atoms0 = hn::BitCast(kShortTag, hn::Load(kIntTag, block + i * kBlock));
+        const auto atoms1 = hn::BitCast(kShortTag, hn::Load(kIntTag, block + i * kBlock + kLanes));
         for (size_t r = 0; r < R; ++r) {
-            const Vec x = hn::Set(kTag, rows[r][i]);
-            sum[r][0] = hn::MulAdd(x, atoms0, sum[r][0]);
-            sum[r][1] = hn::MulAdd(x, atoms1, sum[r][1]);
+            const auto x = hn::BitCast(kShortTag, hn::Set(kIntTag, rows[r][i]));
+            add_products<kShortProducts>(x, atoms0, sum[r][0], rest[r][0]);
+            add_products<kShortProducts>(x, atoms1, sum[r][1], rest[r][1]);
         }
+    }
+    for (size_t r = 0; r < R; ++r) {
+        sum[r][0] = hn::RearrangeToOddPlusEven(sum[r][0], rest[r][0]);
+        sum[r][1] = hn::RearrangeToOddPlusEven(sum[r][1], rest[r][1]);
     }
 }
 
-// out[n_rows, n_padded] = rows . atoms, for n_rows <= R.
+template <size_t R>
+HWY_INLINE void multiply_block(const int32_t* const* rows, const PackedAtoms& packed, size_t first,
+                               IntVec (&sum)[R][2]) {
+    const int32_t* block = packed.data.get() + first * packed.n_pairs;
+    if (packed.short_products) {
+        multiply_block<true>(rows, packed.n_pairs, block, sum);
+    } else {
+        multiply_block<false>(rows, packed.n_pairs, block, sum);
+    }
+}
+
+// out[n_rows, n_padded] = rows . atoms, without the last kHeadroomBits, for n_rows <= R.
 template <size_t R = kRows>
-void multiply(const float* const* rows, size_t n_rows, size_t dim, const PackedAtoms& packed, float* out) {
+void multiply(const int32_t* const* rows, size_t n_rows, const PackedAtoms& packed, int32_t* out) {
     if constexpr (R > 1) {
         if (n_rows < R) {
-            return multiply<R - 1>(rows, n_rows, dim, packed, out);
+            return multiply<R - 1>(rows, n_rows, packed, out);
         }
     }
     for (size_t first = 0; first < packed.n_padded; first += kBlock) {
-        Vec sum[R][2];
-        multiply_block<R>(rows, dim, packed.data.get() + first * dim, sum);
+        IntVec sum[R][2];
+        multiply_block(rows, packed, first, sum);
         for (size_t r = 0; r < R; ++r) {
-            hn::Store(sum[r][0], kTag, out + r * packed.n_padded + first);
-            hn::Store(sum[r][1], kTag, out + r * packed.n_padded + first + kLanes);
+            int32_t* to = out + r * packed.n_padded + first;
+            hn::Store(hn::ShiftRight<kHeadroomBits>(sum[r][0]), kIntTag, to);
+            hn::Store(hn::ShiftRight<kHeadroomBits>(sum[r][1]), kIntTag, to + kLanes);
         }
     }
 }
@@ -165,65 +248,68 @@ struct Choice {
     size_t atom;
 };
 
-// The largest |correlation| seen in each SIMD lane, and its atom (exact in a float: there are at most 65536).
-class RunningChoice {
-  public:
-    HWY_INLINE RunningChoice() : best_(hn::Zero(kTag)), atom_(hn::Zero(kTag)) {}
+// The largest magnitude of each lane, and the first atom of the block or chunk that it is in.
+struct Largest {
+    HWY_INLINE Largest() : magnitude(hn::Zero(kIntTag)), first(hn::Zero(kIntTag)) {}
 
-    HWY_INLINE void offer(Vec correlation, Vec atom) {
-        const Vec magnitude = hn::Abs(correlation);
-        const auto better = hn::Gt(magnitude, best_);
-        best_ = hn::IfThenElse(better, magnitude, best_);
-        atom_ = hn::IfThenElse(better, atom, atom_);
-    }
-
-    HWY_INLINE void merge(const RunningChoice& other) {
-        const auto better = hn::Gt(other.best_, best_);
-        best_ = hn::IfThenElse(better, other.best_, best_);
-        atom_ = hn::IfThenElse(better, other.atom_, atom_);
-    }
-
-    // Of equal correlations the first atom wins.
-    Choice reduce() const {
-        const Vec best = hn::MaxOfLanes(kTag, best_);
-        const Vec candidates = hn::IfThenElse(hn::Eq(best_, best), atom_, hn::Set(kTag, 1e9F));
-        return {hn::GetLane(best), static_cast<size_t>(hn::GetLane(hn::MinOfLanes(kTag, candidates)))};
-    }
-
-  private:
-    Vec best_;
-    Vec atom_;
+    IntVec magnitude;
+    IntVec first;
 };
 
-// choice[r] = the atom that correlates most with row r, for n_rows <= R.
+HWY_INLINE void offer(IntVec magnitude, size_t first, Largest& largest) {
+    const auto better = hn::Gt(magnitude, largest.magnitude);
+    largest.magnitude = hn::Max(magnitude, largest.magnitude);
+    largest.first = hn::IfThenElse(better, hn::Set(kIntTag, static_cast<int32_t>(first)), largest.first);
+}
+
+// Where the largest magnitude of all lanes first is.
+struct Best {
+    IntVec magnitude;  // in all lanes
+    size_t first;
+};
+
+Best best_of(const Largest& largest) {
+    const IntVec best = hn::MaxOfLanes(kIntTag, largest.magnitude);
+    const IntVec firsts =
+        hn::IfThenElse(hn::Eq(best, largest.magnitude), largest.first, hn::Set(kIntTag, int32_t{kMaxAtoms}));
+    return {best, static_cast<size_t>(hn::GetLane(hn::MinOfLanes(kIntTag, firsts)))};
+}
+
+// choice[r] = the atom that correlates most with row r, whose norm is norm[r] and kUnitLevel in 16 bits, for n_rows <=
+// R. Not inlined: GCC 12 would keep sums in memory.
 template <size_t R = kRows>
-void choose(const float* const* rows, size_t n_rows, size_t dim, const PackedAtoms& packed, Choice* choice) {
+HWY_NOINLINE void choose(const int32_t* const* rows, const float* norm, size_t n_rows, const PackedAtoms& packed,
+                         Choice* choice) {
     if constexpr (R > 1) {
         if (n_rows < R) {
-            return choose<R - 1>(rows, n_rows, dim, packed, choice);
+            return choose<R - 1>(rows, norm, n_rows, packed, choice);
         }
     }
-    RunningChoice running[R];
-    Vec atom0 = hn::Iota(kTag, 0.0F), atom1 = hn::Iota(kTag, static_cast<float>(kLanes));
+    Largest largest[R];
     for (size_t first = 0; first < packed.n_padded; first += kBlock) {
-        Vec sum[R][2];
-        multiply_block<R>(rows, dim, packed.data.get() + first * dim, sum);
+        IntVec sum[R][2];
+        multiply_block(rows, packed, first, sum);
         for (size_t r = 0; r < R; ++r) {
-            running[r].offer(sum[r][0], atom0);
-            running[r].offer(sum[r][1], atom1);
+            offer(hn::Max(hn::Abs(sum[r][0]), hn::Abs(sum[r][1])), first, largest[r]);
         }
-        atom0 = hn::Add(atom0, hn::Set(kTag, static_cast<float>(kBlock)));
-        atom1 = hn::Add(atom1, hn::Set(kTag, static_cast<float>(kBlock)));
     }
     for (size_t r = 0; r < R; ++r) {
-        choice[r] = running[r].reduce();
+        const Best best = best_of(largest[r]);
+        IntVec sum[1][2];
+        multiply_block(rows + r, packed, best.first, sum);
+        const intptr_t lower = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(sum[0][0]), best.magnitude));
+        const intptr_t upper = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(sum[0][1]), best.magnitude));
+        const auto place = static_cast<size_t>(lower >= 0 ? lower : static_cast<intptr_t>(kLanes) + upper);
+        const float unit = norm[r] / (kUnitLevel * packed.scale);
+        choice[r] = {unit * static_cast<float>(hn::GetLane(best.magnitude)), best.first + place};
     }
 }
 
 // One vector on its way: what both variants share.
 class Pursuit {
   public:
-    Pursuit(const OmpJob& job) : job_(job), unit_(job.dim), factor_(job.options.sparsity * job.options.sparsity) {}
+    Pursuit(const OmpJob& job)
+        : job_(job), unit_(job.dim), rounded_(pairs(job.dim)), factor_(job.options.sparsity * job.options.sparsity) {}
 
     // Takes row `row` of x, scaled to unit norm so that no threshold depends on its size. False: code it as zero.
     bool start(size_t row) {
@@ -243,6 +329,7 @@ class Pursuit {
         for (size_t i = 0; i < job_.dim; ++i) {
             unit_[i] = static_cast<float>(x[i] * scale);
         }
+        round_pairs(unit_.data(), job_.dim, kUnitLevel, rounded_.data());
         return wants_more();
     }
 
@@ -259,72 +346,90 @@ class Pursuit {
     }
 
     // Adds an atom at distance `pivot` from the span of the support; row count() of the factor is already filled.
-    void add(size_t atom, float pivot, float projection) {
+    void add(size_t atom, float pivot) {
         factor(count_)[count_] = pivot;
         support_[count_] = static_cast<uint16_t>(atom);
-        projection_[count_] = projection;
         ++count_;
     }
 
-    // Writes the code of this row; an unstarted one is zero.
-    void finish() {
+    // Writes the code of this row, whose coefficients() are those of the unit vector; an unstarted one is zero.
+    // remaining: ||residual||^2 / ||x||^2.
+    void finish(float remaining) {
         const size_t s = job_.options.sparsity;
         uint16_t* index = job_.index + row_ * s;
-        float* coefficient = job_.coefficient + row_ * s;
         std::fill(std::copy(support_, support_ + count_, index), index + s, uint16_t{0});
-        std::fill(coefficient + count_, coefficient + s, 0.0F);
-        for (size_t k = count_; k-- > 0;) {
-            float sum = projection_[k];
-            for (size_t j = k + 1; j < count_; ++j) {
-                sum -= factor(j)[k] * coefficient[j];
-            }
-            coefficient[k] = sum / factor(k)[k];
+        float* coefficient = coefficients();
+        for (size_t k = 0; k < count_; ++k) {
+            coefficient[k] = static_cast<float>(coefficient[k] * norm_);
         }
+        std::fill(coefficient + count_, coefficient + s, 0.0F);
         job_.count[row_] = static_cast<uint8_t>(count_);
         for (size_t k = 0; k < count_ && job_.factor != nullptr; ++k) {
             std::copy_n(factor(k), k + 1, job_.factor + (row_ * s + k) * s);
         }
-        double energy = norm_ * norm_;
-        if (count_ > 0 && job_.residual_energy != nullptr) {
-            for (size_t k = 0; k < count_; ++k) {
-                add_multiple(-coefficient[k], job_.atoms + support_[k] * job_.dim, job_.dim, unit_.data());
-            }
-            energy *= static_cast<double>(dot(unit_.data(), unit_.data(), job_.dim));
-        }
-        for (size_t k = 0; k < count_; ++k) {
-            coefficient[k] = static_cast<float>(coefficient[k] * norm_);
-        }
         if (job_.residual_energy != nullptr) {
-            job_.residual_energy[row_] = static_cast<float>(energy);
+            const double energy = norm_ * norm_;
+            job_.residual_energy[row_] =
+                static_cast<float>(count_ > 0 ? energy * static_cast<double>(std::max(remaining, 0.0F)) : energy);
         }
     }
 
+    // Takes the coefficients' atoms from the unit vector. Returns the energy that is left.
+    float subtract_fit() {
+        const float* coefficient = coefficients();
+        size_t i = 0;
+        for (; i + kLanes <= job_.dim; i += kLanes) {
+            Vec rest = hn::LoadU(kTag, unit_.data() + i);
+            for (size_t k = 0; k < count_; ++k) {
+                rest = hn::NegMulAdd(hn::Set(kTag, coefficient[k]), hn::LoadU(kTag, atom(k) + i), rest);
+            }
+            hn::StoreU(rest, kTag, unit_.data() + i);
+        }
+        for (size_t k = 0; k < count_; ++k) {
+            add_multiple(-coefficient[k], atom(k) + i, job_.dim - i, unit_.data() + i);
+        }
+        return dot(unit_.data(), unit_.data(), job_.dim);
+    }
+
     const float* unit() const { return unit_.data(); }
+    /// The unit vector in 16 bits.
+    const int32_t* rounded() const { return rounded_.data(); }
     size_t count() const { return count_; }
+    size_t support(size_t k) const { return support_[k]; }
+    /// Of what is left of the unit vector and the k-th atom of the support.
+    float correlation(size_t k) const { return dot(atom(k), unit_.data(), job_.dim); }
+    /// What the code will have, to be filled.
+    float* coefficients() { return job_.coefficient + row_ * job_.options.sparsity; }
     float* factor(size_t k) { return factor_.data() + k * job_.options.sparsity; }
     /// ||residual||^2 / ||x||^2
     float remaining() const { return remaining_; }
     void set_remaining(float remaining) { remaining_ = remaining; }
 
   private:
+    const float* atom(size_t k) const { return job_.atoms + support_[k] * job_.dim; }
+
     const OmpJob& job_;
     size_t row_ = 0, count_ = 0;
     double norm_ = 0.0;
     float remaining_ = 1.0F;
-    std::vector<float> unit_;    // [dim]
-    std::vector<float> factor_;  // L [sparsity, sparsity], lower triangle
+    std::vector<float> unit_;       // [dim]
+    std::vector<int32_t> rounded_;  // [pairs(dim)]
+    std::vector<float> factor_;     // L [sparsity, sparsity], lower triangle
     uint16_t support_[kMaxSparsity] = {};
-    float projection_[kMaxSparsity] = {};
 };
 
 // ---- direct --------------------------------------------------------------------------------------------------------
 
 struct DirectPursuit {
-    DirectPursuit(const OmpJob& job) : pursuit(job), residual(job.dim), basis(job.options.sparsity * job.dim) {}
+    DirectPursuit(const OmpJob& job)
+        : pursuit(job), residual(job.dim), rounded(pairs(job.dim)), basis(job.options.sparsity * job.dim) {}
 
     Pursuit pursuit;
-    std::vector<float> residual;  // [dim]
-    std::vector<float> basis;     // q [sparsity, dim]
+    std::vector<float> residual;   // [dim]
+    std::vector<int32_t> rounded;  // [pairs(dim)], of the residual's direction
+    float norm = 0.0F;             // the residual's
+    std::vector<float> basis;      // q [sparsity, dim]
+    float projection[kMaxSparsity] = {};
 };
 
 // Takes the chosen atom into the support. False: this pursuit is over.
@@ -354,32 +459,55 @@ bool extend(const OmpJob& job, const Choice& choice, DirectPursuit& state) {
         q[i] /= pivot;
     }
     float* residual = state.residual.data();
-    const float projection = dot(q, residual, dim);
-    add_multiple(-projection, q, dim, residual);
-    pursuit.add(choice.atom, pivot, projection);
+    state.projection[k] = dot(q, residual, dim);
+    add_multiple(-state.projection[k], q, dim, residual);
+    pursuit.add(choice.atom, pivot);
     pursuit.set_remaining(dot(residual, residual, dim));
-    return pursuit.wants_more();
+    state.norm = std::sqrt(pursuit.remaining());
+    if (!pursuit.wants_more() || state.norm <= kNegligibleCorrelation) {
+        return false;
+    }
+    round_pairs(residual, dim, kUnitLevel / state.norm, state.rounded.data());
+    return true;
 }
 
-void encode_direct(const OmpJob& job, const PackedAtoms& packed) {
-    std::vector<DirectPursuit> states(std::min(kRows, job.n), DirectPursuit(job));
-    for (size_t first = 0; first < job.n; first += states.size()) {
-        const size_t n_rows = std::min(states.size(), job.n - first);
+void finish(const OmpJob& job, DirectPursuit& state) {
+    Pursuit& pursuit = state.pursuit;
+    float* coefficient = pursuit.coefficients();
+    for (size_t k = pursuit.count(); k-- > 0;) {
+        coefficient[k] = state.projection[k];
+        for (size_t j = k + 1; j < pursuit.count(); ++j) {
+            coefficient[k] -= pursuit.factor(j)[k] * coefficient[j];
+        }
+        coefficient[k] /= pursuit.factor(k)[k];
+    }
+    pursuit.finish(job.residual_energy != nullptr ? pursuit.subtract_fit() : 0.0F);
+}
+
+void encode_direct(const OmpJob& job, const PackedAtoms& packed, const std::vector<size_t>& rows_of_x) {
+    std::vector<DirectPursuit> states(std::min(kRows, rows_of_x.size()), DirectPursuit(job));
+    for (size_t first = 0; first < rows_of_x.size(); first += states.size()) {
+        const size_t n_rows = std::min(states.size(), rows_of_x.size() - first);
         DirectPursuit* active[kRows];
         size_t n_active = 0;
         for (size_t r = 0; r < n_rows; ++r) {
-            if (states[r].pursuit.start(first + r)) {
-                std::copy_n(states[r].pursuit.unit(), job.dim, states[r].residual.data());
-                active[n_active++] = &states[r];
+            DirectPursuit& state = states[r];
+            if (state.pursuit.start(rows_of_x[first + r])) {
+                std::copy_n(state.pursuit.unit(), job.dim, state.residual.data());
+                std::copy_n(state.pursuit.rounded(), pairs(job.dim), state.rounded.data());
+                state.norm = 1.0F;
+                active[n_active++] = &state;
             }
         }
         while (n_active > 0) {
-            const float* rows[kRows];
+            const int32_t* rows[kRows];
+            float norm[kRows];
             Choice choice[kRows];
             for (size_t a = 0; a < n_active; ++a) {
-                rows[a] = active[a]->residual.data();
+                rows[a] = active[a]->rounded.data();
+                norm[a] = active[a]->norm;
             }
-            choose(rows, n_active, job.dim, packed, choice);
+            choose(rows, norm, n_active, packed, choice);
             size_t n_left = 0;
             for (size_t a = 0; a < n_active; ++a) {
                 if (extend(job, choice[a], *active[a])) {
@@ -389,147 +517,354 @@ void encode_direct(const OmpJob& job, const PackedAtoms& packed) {
             n_active = n_left;
         }
         for (size_t r = 0; r < n_rows; ++r) {
-            states[r].pursuit.finish();
+            finish(job, states[r]);
         }
     }
 }
 
 // ---- Gram ----------------------------------------------------------------------------------------------------------
 
-Floats gram_matrix(const OmpJob& job, const PackedAtoms& packed) {
-    Floats gram = allocate(job.n_atoms * packed.n_padded);
-    for (size_t first = 0; first < job.n_atoms; first += kRows) {
-        const size_t n_rows = std::min(kRows, job.n_atoms - first);
-        const float* rows[kRows];
-        for (size_t r = 0; r < n_rows; ++r) {
-            rows[r] = job.atoms + (first + r) * job.dim;
-        }
-        multiply(rows, n_rows, job.dim, packed, gram.get() + first * packed.n_padded);
-    }
-    return gram;
-}
-
-Choice reduce(RunningChoice (&running)[4]) {
-    running[0].merge(running[1]);
-    running[2].merge(running[3]);
-    running[0].merge(running[2]);
-    return running[0].reduce();
-}
-
-// The atom that correlates most, of p[n_padded].
-Choice choose(const float* p, size_t n_padded) {
-    RunningChoice running[4];
-    Vec atom = hn::Iota(kTag, 0.0F);
-    for (size_t first = 0; first < n_padded; first += kChunk) {
-        for (size_t v = 0; v < 4; ++v) {
-            running[v].offer(hn::Load(kTag, p + first + v * kLanes), atom);
-            atom = hn::Add(atom, hn::Set(kTag, static_cast<float>(kLanes)));
-        }
-    }
-    return reduce(running);
-}
-
-// b_k = (gram_row - sum_i factor[i] b_i) / pivot; p -= projection b_k; the next choice.
-// bases: [n_padded / kChunk, sparsity, kChunk], so that one chunk of all b_i is contiguous.
-Choice project(const float* gram_row, const float* factor, size_t k, float pivot, float projection, size_t n_padded,
-               size_t sparsity, float* bases, float* p) {
-    const Vec inverse_pivot = hn::Set(kTag, 1.0F / pivot), step = hn::Set(kTag, projection);
-    RunningChoice running[4];
-    Vec atom = hn::Iota(kTag, 0.0F);
-    for (size_t first = 0; first < n_padded; first += kChunk) {
-        float* chunk = bases + first * sparsity;
-        Vec b[4];
-        for (size_t v = 0; v < 4; ++v) {
-            b[v] = hn::Load(kTag, gram_row + first + v * kLanes);
-        }
-        for (size_t i = 0; i < k; ++i) {
-            const Vec f = hn::Set(kTag, factor[i]);
-            for (size_t v = 0; v < 4; ++v) {
-                b[v] = hn::NegMulAdd(f, hn::Load(kTag, chunk + i * kChunk + v * kLanes), b[v]);
+// The Gram matrix of the rounded atoms, in 16 bits too: a row is read once a choice, from the farthest cache.
+struct Gram {
+    Gram(const OmpJob& job, const PackedAtoms& packed)
+        : levels(hwy::AllocateAligned<int16_t>(job.n_atoms * packed.n_padded)),
+          n_padded(packed.n_padded),
+          unit(kUnitLevel / (packed.scale * packed.scale)) {
+        std::vector<int32_t> rounded(kRows * packed.n_pairs);
+        const Ints products = hwy::AllocateAligned<int32_t>(kRows * packed.n_padded);
+        const Vec factor = hn::Set(kTag, static_cast<float>(1U << kHeadroomBits) / kUnitLevel);
+        for (size_t first = 0; first < job.n_atoms; first += kRows) {
+            const size_t n_rows = std::min(kRows, job.n_atoms - first);
+            const int32_t* rows[kRows];
+            for (size_t r = 0; r < n_rows; ++r) {
+                int32_t* row = &rounded[r * packed.n_pairs];
+                round_pairs(job.atoms + (first + r) * job.dim, job.dim, packed.scale, row);
+                rows[r] = row;
+            }
+            multiply(rows, n_rows, packed, products.get());
+            int16_t* to = levels.get() + first * packed.n_padded;
+            for (size_t i = 0; i < n_rows * packed.n_padded; i += kLanes) {
+                const Vec product = hn::ConvertTo(kTag, hn::Load(kIntTag, products.get() + i));
+                hn::StoreU(hn::DemoteTo(kHalfShortTag, hn::NearestInt(hn::Mul(product, factor))), kHalfShortTag,
+                           to + i);
             }
         }
-        for (size_t v = 0; v < 4; ++v) {
-            b[v] = hn::Mul(b[v], inverse_pivot);
-            hn::Store(b[v], kTag, chunk + k * kChunk + v * kLanes);
-            float* q = p + first + v * kLanes;
-            const Vec correlation = hn::NegMulAdd(step, b[v], hn::Load(kTag, q));
-            hn::Store(correlation, kTag, q);
-            running[v].offer(correlation, atom);
-            atom = hn::Add(atom, hn::Set(kTag, static_cast<float>(kLanes)));
-        }
     }
-    return reduce(running);
-}
 
-// Runs one started pursuit to its end. p: D x on entry, overwritten.
-void pursue(const OmpJob& job, const float* gram, size_t n_padded, float* bases, float* p, Pursuit& pursuit) {
-    Choice choice = choose(p, n_padded);
-    while (pursuit.accepts(choice)) {
-        const float* gram_row = gram + choice.atom * n_padded;
-        const float* chunk = bases + choice.atom / kChunk * kChunk * job.options.sparsity + choice.atom % kChunk;
-        const size_t k = pursuit.count();
-        float* factor = pursuit.factor(k);
-        float pivot_energy = gram_row[choice.atom];
-        for (size_t i = 0; i < k; ++i) {
-            factor[i] = chunk[i * kChunk];
-            pivot_energy -= factor[i] * factor[i];
-        }
-        if (pivot_energy < kMinPivot) {
-            return;
-        }
-        const float pivot = std::sqrt(pivot_energy);
-        const float projection = p[choice.atom] / pivot;
-        pursuit.add(choice.atom, pivot, projection);
-        pursuit.set_remaining(pursuit.remaining() - projection * projection);
-        if (!pursuit.wants_more()) {
-            return;
-        }
-        choice = project(gram_row, factor, k, pivot, projection, n_padded, job.options.sparsity, bases, p);
+    const int16_t* row(size_t atom) const { return levels.get() + atom * n_padded; }
+
+    hwy::AlignedFreeUniquePtr<int16_t[]> levels;  // [n_atoms, n_padded]
+    size_t n_padded;
+    float unit;  // what one level is worth
+};
+
+// Brings one pursuit after the other to its end.
+class GramPursuit {
+  public:
+    GramPursuit(const OmpJob& job, const PackedAtoms& packed, const Gram& gram)
+        : sparsity_(job.options.sparsity),
+          stride_((sparsity_ + kLanes - 1) / kLanes * kLanes),
+          n_padded_(packed.n_padded),
+          short_products_(packed.short_products),
+          gram_(gram),
+          correlation_unit_(static_cast<float>(1U << kHeadroomBits) / (kUnitLevel * packed.scale)),
+          levels_per_coefficient_(gram_.unit / correlation_unit_),
+          rows_(hwy::AllocateAligned<int32_t>(pairs(sparsity_) * n_padded_)),
+          levels_(hwy::AllocateAligned<int32_t>(pairs(stride_))),
+          inverse_rows_(allocate(sparsity_ * stride_)),
+          inverse_columns_(allocate(sparsity_ * stride_)),
+          coefficient_(allocate(stride_)) {
+        std::fill_n(inverse_columns_.get(), sparsity_ * stride_, 0.0F);
     }
-}
+
+    // Brings a started pursuit to its end and writes its code. correlations: D x, as multiply() gives it. False: it is
+    // too close for 16 bits.
+    bool run(const int32_t* correlations, Pursuit& pursuit) {
+        pursuit_ = &pursuit;
+        correlations_ = correlations;
+        std::fill_n(coefficient_.get(), stride_, 0.0F);
+        find_best(0, largest_correlations());
+        while (extend()) {
+            if (!pursuit.wants_more()) {
+                finish();
+                return true;
+            }
+            if (!round_coefficients()) {
+                return false;
+            }
+            find_best(pairs(pursuit.count()), add_row());
+        }
+        return false;
+    }
+
+  private:
+    // sum[stride] = sum_{i < n} factor[i] of[i, stride]
+    HWY_INLINE void combine(const float* of, const float* factor, size_t n, float* sum) const {
+        for (size_t v = 0; v < stride_; v += kLanes) {
+            Vec even = hn::Zero(kTag), odd = hn::Zero(kTag);
+            size_t i = 0;
+            for (; i + 2 <= n; i += 2) {
+                even = hn::MulAdd(hn::Set(kTag, factor[i]), hn::Load(kTag, of + i * stride_ + v), even);
+                odd = hn::MulAdd(hn::Set(kTag, factor[i + 1]), hn::Load(kTag, of + (i + 1) * stride_ + v), odd);
+            }
+            if (i < n) {
+                even = hn::MulAdd(hn::Set(kTag, factor[i]), hn::Load(kTag, of + i * stride_ + v), even);
+            }
+            hn::Store(hn::Add(even, odd), kTag, sum + v);
+        }
+    }
+
+    // Takes the best atom into the support: a new row of L and of its inverse. False: it is too close to the support's
+    // span, or all atoms are.
+    bool extend() {
+        Pursuit& pursuit = *pursuit_;
+        if (std::abs(correlation_) < kGramCorrelation || !pursuit.accepts({std::abs(correlation_), atom_})) {
+            return false;
+        }
+        const size_t k = pursuit.count();
+        const int16_t* gram_row = gram_.row(atom_);
+        float products[kMaxSparsity];
+        for (size_t i = 0; i < k; ++i) {
+            products[i] = gram_.unit * static_cast<float>(gram_row[pursuit.support(i)]);
+        }
+        HWY_ALIGN float row[kMaxSparsity + kLanes];
+        combine(inverse_columns_.get(), products, k, row);
+        std::copy_n(row, k, pursuit.factor(k));
+        float pivot_energy = gram_.unit * static_cast<float>(gram_row[atom_]);
+        for (size_t i = 0; i < k; ++i) {
+            pivot_energy -= row[i] * row[i];
+            row[i] = -row[i];
+        }
+        if (pivot_energy < kGramPivot) {
+            return false;
+        }
+        const float pivot = std::sqrt(pivot_energy), projection = correlation_ / pivot;
+        float* inverse = inverse_rows_.get() + k * stride_;
+        combine(inverse_rows_.get(), row, k, inverse);
+        inverse[k] = 1.0F;
+        for (size_t v = 0; v < stride_; v += kLanes) {
+            const Vec scaled = hn::Mul(hn::Set(kTag, 1.0F / pivot), hn::Load(kTag, inverse + v));
+            hn::Store(scaled, kTag, inverse + v);
+            float* coefficient = coefficient_.get() + v;
+            hn::Store(hn::MulAdd(hn::Set(kTag, projection), scaled, hn::Load(kTag, coefficient)), kTag, coefficient);
+        }
+        for (size_t i = 0; i <= k; ++i) {
+            inverse_columns_[i * stride_ + k] = inverse[i];
+        }
+        pursuit.add(atom_, pivot);
+        pursuit.set_remaining(pursuit.remaining() - projection * projection);
+        return true;
+    }
+
+    // levels_ = -coefficient_ in 16 bits. False: one is out of range.
+    bool round_coefficients() {
+        const hn::Repartition<int32_t, decltype(kHalfShortTag)> pair_tag;
+        IntVec largest = hn::Zero(kIntTag);
+        for (size_t v = 0; v < stride_; v += kLanes) {
+            const Vec coefficient = hn::Load(kTag, coefficient_.get() + v);
+            const IntVec level = hn::NearestInt(hn::Mul(hn::Set(kTag, -levels_per_coefficient_), coefficient));
+            largest = hn::Max(largest, hn::Abs(level));
+            hn::Store(hn::BitCast(pair_tag, hn::DemoteTo(kHalfShortTag, level)), pair_tag, levels_.get() + v / 2);
+        }
+        return hn::GetLane(hn::MaxOfLanes(kIntTag, largest)) <= static_cast<int32_t>(kUnitLevel);
+    }
+
+    // Adds the new atom's row of G to the others. Returns the largest correlations of the residual.
+    Largest add_row() {
+        const size_t n_pairs = (pursuit_->count() - 1) / 2;
+        if (pursuit_->count() % 2 != 0) {
+            return short_products_ ? add_row<true, false>(n_pairs) : add_row<false, false>(n_pairs);
+        }
+        return short_products_ ? add_row<true, true>(n_pairs) : add_row<false, true>(n_pairs);
+    }
+
+    // Behind n_pairs full pairs of rows, the second of a pair or the first. Not inlined and without arrays of vectors:
+    // GCC 12 would keep them in memory.
+    template <bool kShortProducts, bool kSecond>
+    HWY_NOINLINE Largest add_row(size_t n_pairs) {
+        const size_t n_padded = n_padded_;
+        const int32_t* levels = levels_.get();
+        const int32_t* rows = rows_.get();
+        const int32_t* correlations = correlations_;
+        const int16_t* gram_row = gram_.row(atom_);
+        int32_t* pair = rows_.get() + n_pairs * n_padded;
+        Largest largest;
+        for (size_t first = 0; first < n_padded; first += kChunk) {
+            const IntVec zero = hn::Zero(kIntTag);
+            IntVec sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
+            IntVec rest0 = zero, rest1 = zero, rest2 = zero, rest3 = zero;
+            const int32_t* row = rows + first;
+            for (size_t i = 0; i < n_pairs; ++i, row += n_padded) {
+                const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels[i]));
+                add_products<kShortProducts>(factor, load_pairs(row), sum0, rest0);
+                add_products<kShortProducts>(factor, load_pairs(row + kLanes), sum1, rest1);
+                add_products<kShortProducts>(factor, load_pairs(row + 2 * kLanes), sum2, rest2);
+                add_products<kShortProducts>(factor, load_pairs(row + 3 * kLanes), sum3, rest3);
+            }
+            const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels[n_pairs]));
+            add_products<kShortProducts>(factor, merge<kSecond>(gram_row, pair), sum0, rest0);
+            add_products<kShortProducts>(factor, merge<kSecond>(gram_row + kLanes, pair + kLanes), sum1, rest1);
+            add_products<kShortProducts>(factor, merge<kSecond>(gram_row + 2 * kLanes, pair + 2 * kLanes), sum2, rest2);
+            add_products<kShortProducts>(factor, merge<kSecond>(gram_row + 3 * kLanes, pair + 3 * kLanes), sum3, rest3);
+            const IntVec p0 = total(correlations, sum0, rest0), p1 = total(correlations + kLanes, sum1, rest1);
+            const IntVec p2 = total(correlations + 2 * kLanes, sum2, rest2);
+            const IntVec p3 = total(correlations + 3 * kLanes, sum3, rest3);
+            offer(hn::Max(hn::Max(hn::Abs(p0), hn::Abs(p1)), hn::Max(hn::Abs(p2), hn::Abs(p3))), first, largest);
+            correlations += kChunk;
+            gram_row += kChunk;
+            pair += kChunk;
+        }
+        return largest;
+    }
+
+    static HWY_INLINE hn::Vec<decltype(kShortTag)> load_pairs(const int32_t* from) {
+        return hn::BitCast(kShortTag, hn::Load(kIntTag, from));
+    }
+
+    // A row of G beside the one that `pair` holds (second) or alone.
+    template <bool kSecond>
+    static HWY_INLINE hn::Vec<decltype(kShortTag)> merge(const int16_t* gram_row, int32_t* pair) {
+        const hn::RebindToUnsigned<IntTag> unsigned_tag;
+        const hn::Rebind<uint16_t, Tag> unsigned_short_tag;
+        const auto levels = hn::BitCast(unsigned_short_tag, hn::LoadU(kHalfShortTag, gram_row));
+        IntVec merged = hn::BitCast(kIntTag, hn::PromoteTo(unsigned_tag, levels));
+        if constexpr (kSecond) {
+            merged = hn::Or(hn::ShiftLeft<16>(merged), hn::Load(kIntTag, pair));
+        }
+        hn::Store(merged, kIntTag, pair);
+        return hn::BitCast(kShortTag, merged);
+    }
+
+    static HWY_INLINE IntVec total(const int32_t* correlations, IntVec sum, IntVec rest) {
+        return hn::Add(hn::RearrangeToOddPlusEven(sum, rest), hn::Load(kIntTag, correlations));
+    }
+
+    Largest largest_correlations() const {
+        Largest largest;
+        for (size_t first = 0; first < n_padded_; first += kChunk) {
+            IntVec magnitude = hn::Zero(kIntTag);
+            for (size_t v = 0; v < kChunk; v += kLanes) {
+                magnitude = hn::Max(magnitude, hn::Abs(hn::Load(kIntTag, correlations_ + first + v)));
+            }
+            offer(magnitude, first, largest);
+        }
+        return largest;
+    }
+
+    // The first atom of the largest correlation becomes the next one.
+    void find_best(size_t n_pairs, const Largest& largest) {
+        const Best best = best_of(largest);
+        HWY_ALIGN int32_t values[kChunk];
+        intptr_t found = 0;
+        for (size_t v = 4; v-- > 0;) {
+            const IntVec p = short_products_ ? correlations_of<true>(n_pairs, best.first + v * kLanes)
+                                             : correlations_of<false>(n_pairs, best.first + v * kLanes);
+            hn::Store(p, kIntTag, values + v * kLanes);
+            const intptr_t lane = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(p), best.magnitude));
+            found = lane < 0 ? found : static_cast<intptr_t>(v * kLanes) + lane;
+        }
+        correlation_ = correlation_unit_ * static_cast<float>(values[found]);
+        atom_ = best.first + static_cast<size_t>(found);
+    }
+
+    // Those of atoms [first, first + kLanes), as add_row() finds them.
+    template <bool kShortProducts>
+    HWY_INLINE IntVec correlations_of(size_t n_pairs, size_t first) const {
+        IntVec sum = hn::Zero(kIntTag), rest = sum;
+        for (size_t i = 0; i < n_pairs; ++i) {
+            const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels_[i]));
+            add_products<kShortProducts>(factor, load_pairs(rows_.get() + i * n_padded_ + first), sum, rest);
+        }
+        return total(correlations_ + first, sum, rest);
+    }
+
+    // Coefficients of the atoms as they are, by a step of iterative refinement: L is of rounded ones.
+    void finish() const {
+        Pursuit& pursuit = *pursuit_;
+        const size_t count = pursuit.count();
+        float* coefficient = pursuit.coefficients();
+        std::copy_n(coefficient_.get(), count, coefficient);
+        float remaining = pursuit.subtract_fit();
+        float gradient[kMaxSparsity];
+        for (size_t k = 0; k < count; ++k) {
+            gradient[k] = pursuit.correlation(k);
+        }
+        HWY_ALIGN float solved[kMaxSparsity + kLanes];
+        HWY_ALIGN float step[kMaxSparsity + kLanes];
+        combine(inverse_columns_.get(), gradient, count, solved);
+        combine(inverse_rows_.get(), solved, count, step);
+        for (size_t k = 0; k < count; ++k) {
+            coefficient[k] += step[k];
+            remaining -= step[k] * gradient[k];
+        }
+        pursuit.finish(remaining);
+    }
+
+    const size_t sparsity_, stride_, n_padded_;
+    const bool short_products_;
+    const Gram& gram_;
+    const float correlation_unit_;        // what 1 is worth in correlations
+    const float levels_per_coefficient_;  // so that their products with those of G are correlations
+    Ints rows_;                           // [pairs(sparsity), n_padded]: the support's rows of G, in pairs
+    Ints levels_;                         // [pairs(stride)]
+    Floats inverse_rows_;                 // L^-1 [sparsity, stride]
+    Floats inverse_columns_;              // its transpose
+    Floats coefficient_;                  // [stride], of the unit vector
+    Pursuit* pursuit_ = nullptr;
+    const int32_t* correlations_ = nullptr;
+    size_t atom_ = 0;           // the next one
+    float correlation_ = 0.0F;  // of the residual with it
+};
 
 void encode_gram(const OmpJob& job, const PackedAtoms& packed) {
-    const Floats gram = gram_matrix(job, packed);
-    const Floats bases = allocate(packed.n_padded * job.options.sparsity);
-    const Floats p = allocate(kRows * packed.n_padded);
+    const Gram gram(job, packed);
+    GramPursuit gram_pursuit(job, packed, gram);
+    const Ints correlations = hwy::AllocateAligned<int32_t>(kRows * packed.n_padded);
     std::vector<Pursuit> pursuits(kRows, Pursuit(job));
+    std::vector<size_t> too_close;
     for (size_t first = 0; first < job.n; first += kRows) {
         const size_t n_rows = std::min(kRows, job.n - first);
-        Pursuit* active[kRows];
-        const float* rows[kRows];
+        size_t active[kRows];
+        const int32_t* rows[kRows];
         size_t n_active = 0;
         for (size_t r = 0; r < n_rows; ++r) {
             if (pursuits[r].start(first + r)) {
-                active[n_active] = &pursuits[r];
-                rows[n_active++] = pursuits[r].unit();
+                active[n_active] = r;
+                rows[n_active++] = pursuits[r].rounded();
+            } else {
+                pursuits[r].finish(0.0F);
             }
         }
         if (n_active > 0) {
-            multiply(rows, n_active, job.dim, packed, p.get());
+            multiply(rows, n_active, packed, correlations.get());
         }
         for (size_t a = 0; a < n_active; ++a) {
-            pursue(job, gram.get(), packed.n_padded, bases.get(), p.get() + a * packed.n_padded, *active[a]);
-        }
-        for (size_t r = 0; r < n_rows; ++r) {
-            pursuits[r].finish();
+            if (!gram_pursuit.run(correlations.get() + a * packed.n_padded, pursuits[active[a]])) {
+                too_close.push_back(first + active[a]);
+            }
         }
     }
+    encode_direct(job, packed, too_close);
 }
 
-// Multiply-adds per atom of the dictionary; one of the Gram variant's own, bound by memory, takes as long as kGramCost.
+// Multiply-adds per atom of the dictionary. What the Gram variant does for a choice, and for each atom of the support
+// at each choice, takes as long as the constants say.
 bool gram_pays(const OmpJob& job) {
-    constexpr double kGramCost = 3.0;
+    constexpr double kChoiceCost = 15.0, kAtomCost = 1.8, kBuildCost = 1.3;
     const double n = static_cast<double>(job.n), dim = static_cast<double>(job.dim);
     const double s = static_cast<double>(job.options.sparsity), n_atoms = static_cast<double>(job.n_atoms);
-    return n_atoms * dim + n * (dim + kGramCost * s * (s + 1) / 2) < n * s * dim;
+    const double pursuit = dim + kChoiceCost * s + kAtomCost * s * s / 2;
+    return kBuildCost * n_atoms * dim + n * pursuit < n * s * dim;
 }
 
 void encode(const OmpJob& job) {
-    const PackedAtoms packed(job.atoms, job.n_atoms, job.dim);
+    const PackedAtoms packed(job.atoms, job.n_atoms, job.dim, job.options.short_products);
     if (gram_pays(job)) {
         encode_gram(job, packed);
     } else {
-        encode_direct(job, packed);
+        std::vector<size_t> all(job.n);
+        std::iota(all.begin(), all.end(), size_t{0});
+        encode_direct(job, packed, all);
     }
 }
 
@@ -542,6 +877,14 @@ HWY_AFTER_NAMESPACE();
 namespace kvcodec {
 
 HWY_EXPORT(encode);
+
+bool has_short_products() {
+#if HWY_ARCH_X86
+    return (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+#else
+    return false;
+#endif
+}
 
 void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, size_t n, const OmpOptions& options,
                 uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy, float* factor) {

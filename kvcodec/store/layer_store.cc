@@ -255,8 +255,10 @@ void LayerStore::residuals(Side side, size_t head, std::span<const uint32_t> cel
     }
     if (const std::vector<float>& means = plain_mean(side); !means.empty()) {
         const float* mean = &means[head * dim];
-        for (size_t i = 0; i < cells.size() * dim; ++i) {
-            x[i] -= mean[i % dim];
+        for (size_t i = 0; i < cells.size(); ++i) {
+            for (size_t j = 0; j < dim; ++j) {
+                x[i * dim + j] -= mean[j];
+            }
         }
     }
 }
@@ -280,16 +282,27 @@ std::vector<float> LayerStore::joint_residuals(Side side, size_t head, std::span
     return x;
 }
 
-std::vector<std::byte> LayerStore::encode_side(Side side, size_t head, std::span<const uint32_t> cells,
-                                               const int32_t* positions, const uint8_t* salient) const {
-    const std::vector<float> x = joint_residuals(side, head, cells, positions);
-    std::vector<std::byte> codes(cells.size() * codec(side).code_bytes());
-    encode_rows(codec(side, head), x.data(), cells.size(), salient, codes.data());
+std::vector<std::byte> LayerStore::encode_task(const EncodeTask& task, const int32_t* positions,
+                                               std::span<const uint8_t> salient) const {
+    std::vector<float> x;
+    std::vector<uint8_t> marks;
+    for (size_t head = task.first_head; head < task.end_head; head += codec(task.side).joint_heads()) {
+        const std::vector<float> of_head = joint_residuals(task.side, head, task.cells, positions);
+        x.insert(x.end(), of_head.begin(), of_head.end());
+        if (!salient.empty()) {
+            const std::span<const uint8_t> row = salient.subspan(head * (salient.size() / geometry_.n_head_kv));
+            marks.insert(marks.end(), row.begin() + static_cast<std::ptrdiff_t>(task.first_cell),
+                         row.begin() + static_cast<std::ptrdiff_t>(task.first_cell + task.cells.size()));
+        }
+    }
+    const Codec& codec = this->codec(task.side, task.first_head);
+    const size_t n = x.size() / (codec.dim() * codec.joint_heads());
+    std::vector<std::byte> codes(n * codec.code_bytes());
+    encode_rows(codec, x.data(), n, marks.empty() ? nullptr : marks.data(), codes.data());
     return codes;
 }
 
-void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cells,
-                           const std::vector<std::byte>& codes) {
+void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cells, std::span<const std::byte> codes) {
     const size_t code_bytes = codec(side).code_bytes();
     for (size_t i = 0; i < cells.size(); ++i) {
         const std::byte* from = &codes[i * code_bytes];
@@ -302,16 +315,14 @@ void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cel
 }
 
 // Lets an adaptive codec learn from the rows that it could not code well enough, cell by cell: no head comes before the
-// others. waiting: codes of [batch, head, side], each of up to `batch` cells.
-void LayerStore::adopt_marked(Side side, std::span<const uint32_t> cells, size_t batch, const int32_t* positions,
-                              std::vector<std::vector<std::byte>>& waiting) const {
-    const Codec& adaptive = codec(side);
-    for (size_t i = 0; i < cells.size(); ++i) {
-        for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
-            const size_t task = (i / batch * geometry_.n_head_kv + head) * 2 + (side == Side::kK ? 0 : 1);
-            std::byte* code = &waiting[task][i % batch * adaptive.code_bytes()];
+// others.
+void LayerStore::adopt_marked(const EncodeTask& task, const int32_t* positions, std::span<std::byte> codes) const {
+    const Codec& adaptive = codec(task.side, task.first_head);
+    for (size_t i = 0; i < task.cells.size(); ++i) {
+        for (size_t head = task.first_head; head < task.end_head; ++head) {
+            std::byte* code = &codes[((head - task.first_head) * task.cells.size() + i) * adaptive.code_bytes()];
             if (adaptive.is_marked(code)) {
-                const std::vector<float> x = joint_residuals(side, head, cells.subspan(i, 1), positions);
+                const std::vector<float> x = joint_residuals(task.side, head, task.cells.subspan(i, 1), positions);
                 adaptive.encode(x.data(), 1, code);  // what was adopted since may be enough
                 if (adaptive.is_marked(code)) {
                     adaptive.adopt(x.data(), code);
@@ -373,54 +384,60 @@ size_t LayerStore::complete_groups(std::span<uint32_t> cells) const {
     return n_complete;
 }
 
-void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team, const uint8_t* salient) {
-    // One task codes up to kBatch cells of one head and side.
-    constexpr size_t kBatch = 256;
+void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team, const uint8_t* marks) {
+    const std::span<const uint8_t> salient(marks, marks == nullptr ? 0 : geometry_.n_head_kv * cells.size());
+    // One task codes cells of one side and the heads that share a codec. The more, the faster some codecs are.
+    constexpr size_t kMostRows = 2048;
+    constexpr size_t kTasksOfMember = 2;  // tasks differ in length
     const size_t n_heads = geometry_.n_head_kv;
     const size_t group = group_cells();
-    const size_t n_groups = cells.size() / group;
-    const size_t batch = group * std::clamp<size_t>((n_groups + team.size() - 1) / team.size(), 1, kBatch / group);
-    const size_t n_batches = (cells.size() + batch - 1) / batch;
-    struct Task {
-        Side side;
-        size_t head;
-        size_t first;
-        std::span<const uint32_t> cells;
-    };
-    const auto task_of = [&](size_t i) {
-        const size_t first = i / (2 * n_heads) * batch;
-        return Task{i % 2 == 0 ? Side::kK : Side::kV, i / 2 % n_heads, first,
-                    cells.subspan(first, std::min(batch, cells.size() - first))};
-    };
-    const size_t n_tasks = 2 * n_heads * n_batches;
+    std::vector<EncodeTask> of_all;
+    for (const Side side : {Side::kK, Side::kV}) {
+        for (size_t head = 0; head < n_heads; head += codec(side).joint_heads()) {
+            if (head > 0 && &codec(side, head) == &codec(side, of_all.back().first_head)) {
+                of_all.back().end_head = head + codec(side).joint_heads();
+            } else {
+                of_all.push_back({side, head, head + codec(side).joint_heads(), 0, cells});
+            }
+        }
+    }
+    const size_t n_groups = cells.size() / group, n_wanted = kTasksOfMember * team.size();
+    const size_t batch = group * std::clamp<size_t>((n_groups * of_all.size() + n_wanted - 1) / n_wanted, 1,
+                                                    std::max<size_t>(1, kMostRows / (group * n_heads)));
+    std::vector<EncodeTask> tasks;
+    for (size_t first = 0; first < cells.size(); first += batch) {
+        for (EncodeTask task : of_all) {
+            task.first_cell = first;
+            task.cells = cells.subspan(first, std::min(batch, cells.size() - first));
+            tasks.push_back(task);
+        }
+    }
     std::ranges::for_each(cells, [&](uint32_t cell) { reserve_codes(cell); });
-    std::vector<std::vector<std::byte>> waiting(n_tasks);  // codes that go into blocks which tasks share
+    std::vector<std::vector<std::byte>> codes(tasks.size());
+    const auto put = [&](size_t i) {
+        const EncodeTask& task = tasks[i];
+        const size_t step = codec(task.side).joint_heads(), bytes = task.cells.size() * codec(task.side).code_bytes();
+        for (size_t head = task.first_head; head < task.end_head; head += step) {
+            put_codes(task.side, head, task.cells,
+                      std::span(codes[i]).subspan((head - task.first_head) / step * bytes, bytes));
+        }
+    };
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
-        for (size_t i = next++; i < n_tasks; i = next++) {
-            const Task task = task_of(i);
-            if (task.head % codec(task.side).joint_heads() != 0) {
-                continue;  // coded with an earlier one
-            }
-            std::vector<std::byte> codes =
-                encode_side(task.side, task.head, task.cells, positions,
-                            salient == nullptr ? nullptr : salient + task.head * cells.size() + task.first);
-            if (codec(task.side).is_variable()) {
-                waiting[i] = std::move(codes);
-            } else {
-                put_codes(task.side, task.head, task.cells, codes);
+        for (size_t i = next++; i < tasks.size(); i = next++) {
+            codes[i] = encode_task(tasks[i], positions, salient);
+            if (!codec(tasks[i].side).is_variable()) {
+                put(i);
+                codes[i] = {};
             }
         }
     });
-    for (const Side side : {Side::kK, Side::kV}) {
-        if (codec(side).is_adaptive()) {
-            adopt_marked(side, cells, batch, positions, waiting);
+    for (size_t i = 0; i < tasks.size(); ++i) {  // codes that go into blocks which tasks share
+        if (codec(tasks[i].side).is_adaptive()) {
+            adopt_marked(tasks[i], positions, codes[i]);
         }
-    }
-    for (size_t i = 0; i < n_tasks; ++i) {
-        if (!waiting[i].empty()) {
-            const Task task = task_of(i);
-            put_codes(task.side, task.head, task.cells, waiting[i]);
+        if (!codes[i].empty()) {
+            put(i);
         }
     }
     for (const uint32_t cell : cells) {

@@ -201,11 +201,18 @@ class LayerStore {
     void residuals(Side side, size_t head, std::span<const uint32_t> cells, const int32_t* positions, float* x) const;
     std::vector<float> joint_residuals(Side side, size_t head, std::span<const uint32_t> cells,
                                        const int32_t* positions) const;
-    std::vector<std::byte> encode_side(Side side, size_t head, std::span<const uint32_t> cells,
-                                       const int32_t* positions, const uint8_t* salient) const;
-    void put_codes(Side side, size_t head, std::span<const uint32_t> cells, const std::vector<std::byte>& codes);
-    void adopt_marked(Side side, std::span<const uint32_t> cells, size_t batch, const int32_t* positions,
-                      std::vector<std::vector<std::byte>>& waiting) const;
+    /// Heads [first_head, end_head) of some cells, which one codec serves.
+    struct EncodeTask {
+        Side side;
+        size_t first_head, end_head;
+        size_t first_cell;  ///< of all that are coded
+        std::span<const uint32_t> cells;
+    };
+    /// Codes [heads, cells]. salient: [n_head_kv, all cells that are coded] or empty.
+    std::vector<std::byte> encode_task(const EncodeTask& task, const int32_t* positions,
+                                       std::span<const uint8_t> salient) const;
+    void put_codes(Side side, size_t head, std::span<const uint32_t> cells, std::span<const std::byte> codes);
+    void adopt_marked(const EncodeTask& task, const int32_t* positions, std::span<std::byte> codes) const;
     VariableBlock& variable_block(Side side, size_t cell, size_t head) {
         return (side == Side::kK ? variable_k_ : variable_v_)[cell / kBlock * geometry_.n_head_kv + head];
     }

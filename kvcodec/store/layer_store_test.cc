@@ -9,6 +9,7 @@
 #include <iterator>
 #include <numeric>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "kvcodec/codec/baseline/kivi_codec.h"
@@ -244,6 +245,49 @@ TEST_F(LayerStoreTest, TeamsEncodeAlike) {
         store_.encode(cells, positions_.data(), *team);
         EXPECT_EQ(codes(Side::kK), k_codes);
         EXPECT_EQ(codes(Side::kV), v_codes);
+    }
+}
+
+TEST_F(LayerStoreTest, ContextsOnThreadsOfTheirOwnShareCodecs) {
+    const RotatingMean mean(std::make_shared<RopeTables>(rope_), random_vector(kRowK, rng_), kGeometry.n_head_kv);
+    const LayerCodecs codecs{k_codec_, v_codec_, mean, random_vector(kRowV, rng_), rope_};
+    // What a context reads at the end of some rounds of writing, coding, shifting and starting again.
+    const auto live = [&] {
+        std::mt19937 rng(3);
+        LayerStore store(kGeometry.n_cells, kRowK, kRowV, true);
+        store.set_codecs(kGeometry, codecs);
+        SingleThread team;
+        std::vector<uint16_t> rows;
+        for (int round = 0; round < 3; ++round) {
+            std::vector<uint32_t> cells;
+            for (uint32_t cell = 0; cell < 100; ++cell) {
+                const std::vector<float> k = random_vector(kRowK, rng), v = random_vector(kRowV, rng);
+                store.write(Side::kK, cell, k.data());
+                store.write(Side::kV, cell, v.data());
+                cells.push_back(cell);
+            }
+            store.encode(cells, positions_.data(), team);
+            store.shift_key(cells[round], 5, rope_);
+            for (const uint32_t cell : cells) {
+                std::vector<uint16_t> row(kRowK);
+                store.read(Side::kK, cell, positions_.data(), row.data());
+                rows.insert(rows.end(), row.begin(), row.end());
+            }
+            store.clear();
+        }
+        return rows;
+    };
+    const std::vector<uint16_t> alone = live();
+    std::vector<std::vector<uint16_t>> rows(4);
+    std::vector<std::thread> contexts;
+    for (std::vector<uint16_t>& own : rows) {
+        contexts.emplace_back([&live, &own] { own = live(); });
+    }
+    for (std::thread& context : contexts) {
+        context.join();
+    }
+    for (const std::vector<uint16_t>& own : rows) {
+        EXPECT_EQ(own, alone);
     }
 }
 

@@ -405,9 +405,10 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
 }
 
 void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
-    constexpr size_t kBatch = 256;  // bounds the memory
-    for (size_t first = 0; first < n; first += kBatch) {
-        encode_batch(x + first * dim_, std::min(kBatch, n - first), codes + first * code_bytes());
+    constexpr size_t kFactorElements = size_t{1} << 19;  // bounds the memory
+    const size_t batch = std::max<size_t>(64, kFactorElements / (settings_.omp.sparsity * settings_.omp.sparsity));
+    for (size_t first = 0; first < n; first += batch) {
+        encode_batch(x + first * dim_, std::min(batch, n - first), codes + first * code_bytes());
     }
 }
 

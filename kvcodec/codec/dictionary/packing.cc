@@ -226,6 +226,7 @@ namespace {
 
 constexpr size_t kPublishedHeader = 2;
 constexpr size_t kPackedHeader = 1;
+constexpr size_t kMaxCodeBytes = 256;  // 64 nonzeros of 8 bits, their indices' 15 low bits and 192 high ones at most
 
 /// The low bits of each index with which indices take the fewest bits.
 unsigned best_low_bits(size_t n_atoms, size_t sparsity) {
@@ -254,44 +255,74 @@ int scale_code(float magnitude) {
     return static_cast<int>(std::clamp(code, 0.0F, 255.0F));
 }
 
-// n_bits <= 16; touches only the bytes that the bits lie in.
-void put_bits(uint8_t* bytes, size_t bit, unsigned n_bits, uint32_t value) {
-    if (n_bits == 0) {
-        return;
-    }
-    uint32_t shifted = value << bit % 8;
-    for (size_t byte = bit / 8; byte <= (bit + n_bits - 1) / 8; ++byte, shifted >>= 8) {
-        bytes[byte] |= static_cast<uint8_t>(shifted);
-    }
-}
+/// Writes fields of bits, one behind the other, over zeros.
+class BitWriter {
+  public:
+    /// From this bit on. Writes up to 8 bytes behind the last field.
+    BitWriter(uint8_t* bytes, size_t bit) : to_(bytes + bit / 8), n_bits_(bit % 8), bits_(bytes[bit / 8]) {}
 
-std::vector<size_t> ascending_magnitudes(std::span<const float> coefficient) {
-    std::vector<size_t> order(coefficient.size());
-    std::iota(order.begin(), order.end(), size_t{0});
-    std::ranges::stable_sort(order, {}, [&](size_t i) { return std::abs(coefficient[i]); });
-    return order;
-}
-
-// The Cholesky factor [n, n] of the same atoms in another order.
-std::vector<double> reordered_factor(const float* factor, size_t stride, const std::vector<size_t>& order) {
-    const size_t n = order.size();
-    std::vector<double> other(n * n);
-    for (size_t a = 0; a < n; ++a) {
-        for (size_t b = 0; b <= a; ++b) {
-            const float* row_a = factor + order[a] * stride;
-            const float* row_b = factor + order[b] * stride;
-            double sum = 0;  // the Gram matrix's
-            for (size_t i = 0; i <= std::min(order[a], order[b]); ++i) {
-                sum += static_cast<double>(row_a[i]) * static_cast<double>(row_b[i]);
-            }
-            for (size_t i = 0; i < b; ++i) {
-                sum -= other[a * n + i] * other[b * n + i];
-            }
-            constexpr double kLeastPivot = 1e-6;  // squared; the pursuit takes no dependent atoms, but nearly so
-            other[a * n + b] = a == b ? std::sqrt(std::max(sum, kLeastPivot)) : sum / other[b * n + b];
+    /// n_bits <= 16, value < 2^n_bits.
+    void put(uint32_t value, unsigned n_bits) {
+        bits_ |= uint64_t{value} << n_bits_;
+        n_bits_ += n_bits;
+        if (n_bits_ >= 48) {
+            std::memcpy(to_, &bits_, sizeof(bits_));
+            to_ += 6;
+            bits_ >>= 48;
+            n_bits_ -= 48;
         }
     }
-    return other;
+    void finish() { std::memcpy(to_, &bits_, sizeof(bits_)); }
+
+  private:
+    uint8_t* to_;
+    unsigned n_bits_;
+    uint64_t bits_;
+};
+
+/// Numbers below n, by ascending key; equal ones as they are.
+template <typename Key>
+void sort_by(size_t n, const Key& key, std::array<uint8_t, kMaxSparsity>& order) {
+    std::iota(order.begin(), order.begin() + n, uint8_t{0});
+    std::sort(order.begin(), order.begin() + n, [&](uint8_t a, uint8_t b) {
+        const auto key_a = key(a), key_b = key(b);
+        return key_a != key_b ? key_a < key_b : a < b;
+    });
+}
+
+/// columns [n, n], at and below the diagonal: the Cholesky factor of the same atoms in another order. factor: [n] rows
+/// at a distance of `stride`.
+void reorder_factor(const float* factor, size_t stride, const uint8_t* order, size_t n,
+                    std::array<float, kMaxSparsity * kMaxSparsity>& columns) {
+    std::array<float, kMaxSparsity * kMaxSparsity> by_column;  // of `factor`, its rows in the new order
+    for (size_t i = 0; i < n; ++i) {
+        for (size_t a = 0; a < n; ++a) {
+            by_column[i * n + a] = i <= order[a] ? factor[order[a] * stride + i] : 0.0F;
+        }
+    }
+    std::fill_n(columns.begin(), n * n, 0.0F);  // becomes the Gram matrix, then its factor
+    for (size_t b = 0; b < n; ++b) {
+        for (size_t i = 0; i <= order[b]; ++i) {
+            const float* column = &by_column[i * n];
+            for (size_t a = b; a < n; ++a) {
+                columns[b * n + a] += column[b] * column[a];
+            }
+        }
+    }
+    for (size_t b = 0; b < n; ++b) {
+        constexpr float kLeastPivot = 1e-6F;  // squared; the pursuit takes no dependent atoms, but nearly so
+        const float pivot = std::sqrt(std::max(columns[b * n + b], kLeastPivot));
+        columns[b * n + b] = pivot;
+        for (size_t a = b + 1; a < n; ++a) {
+            columns[b * n + a] /= pivot;
+        }
+        for (size_t c = b + 1; c < n; ++c) {
+            const float factor_c = columns[b * n + c];
+            for (size_t a = c; a < n; ++a) {
+                columns[c * n + a] -= factor_c * columns[b * n + a];
+            }
+        }
+    }
 }
 
 }  // namespace
@@ -343,41 +374,61 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
     }
 }
 
-// Codes under this unit of the levels, and the squared error that they add. factor: [n, n] of the atoms, lower
-// triangle; or empty, then each coefficient is rounded for itself.
-Packing::Quantised Packing::quantise(std::span<const double> coefficient, float unit,
-                                     std::span<const double> factor) const {
-    const size_t n = coefficient.size();
-    Quantised quantised;
-    std::array<double, kMaxSparsity> missed{};
-    for (size_t k = n; k-- > 0;) {
-        double target = coefficient[k];
-        double pivot = 1;
-        if (!factor.empty()) {
-            pivot = factor[k * n + k];
-            double left = 0;
-            for (size_t j = k + 1; j < n; ++j) {
-                left += factor[j * n + k] * missed[j];
-            }
-            target += left / pivot;
+// Codes of n coefficients under each unit of the levels, and the squared error that they add. columns: of the atoms'
+// factor, or null; then each coefficient is rounded for itself.
+void Packing::quantise(const float* coefficient, size_t n, const Units& unit, const FactorColumns* columns,
+                       std::array<Quantised, kUnits>& quantised) const {
+    std::array<Units, kMaxSparsity> missed;
+    Units error{}, bound[kLevels - 1], step[kLevels - 1];
+    for (size_t level = 0; level + 1 < kLevels; ++level) {
+        for (size_t u = 0; u < kUnits; ++u) {
+            bound[level][u] = unit[u] * static_cast<float>(signed_levels_[level] + signed_levels_[level + 1]) / 2;
+            step[level][u] = unit[u] * static_cast<float>(signed_levels_[level + 1] - signed_levels_[level]);
         }
-        const double magnitude = std::abs(target) / static_cast<double>(unit);
-        size_t level = 0;
-        while (level + 1 < kLevels && 2 * magnitude > signed_levels_[level] + signed_levels_[level + 1]) {
-            ++level;
-        }
-        const double value = std::copysign(signed_levels_[level] * static_cast<double>(unit), target);
-        missed[k] = coefficient[k] - value;
-        quantised.error += pivot * pivot * (target - value) * (target - value);
-        quantised.code[k] = static_cast<uint8_t>(std::signbit(target) ? level + kLevels : level);
     }
-    return quantised;
+    for (size_t k = n; k-- > 0;) {
+        Units target{};
+        float pivot = 1.0F;
+        if (columns != nullptr) {
+            const float* column = columns->data() + k * n;
+            pivot = column[k];
+            for (size_t j = k + 1; j < n; ++j) {
+                for (size_t u = 0; u < kUnits; ++u) {
+                    target[u] += column[j] * missed[j][u];
+                }
+            }
+        }
+        Units magnitude, value, level{};
+        for (size_t u = 0; u < kUnits; ++u) {
+            target[u] = coefficient[k] + target[u] / pivot;
+            magnitude[u] = std::abs(target[u]);
+            value[u] = unit[u] * static_cast<float>(signed_levels_[0]);
+        }
+        for (size_t i = 0; i + 1 < kLevels; ++i) {
+            for (size_t u = 0; u < kUnits; ++u) {
+                value[u] += magnitude[u] > bound[i][u] ? step[i][u] : 0.0F;
+                level[u] += magnitude[u] > bound[i][u] ? 1.0F : 0.0F;
+            }
+        }
+        for (size_t u = 0; u < kUnits; ++u) {
+            value[u] = std::copysign(value[u], target[u]);
+            missed[k][u] = coefficient[k] - value[u];
+            const float miss = pivot * (target[u] - value[u]);
+            error[u] += miss * miss;
+        }
+        for (size_t u = 0; u < kUnits; ++u) {
+            quantised[u].code[k] =
+                static_cast<uint8_t>(static_cast<size_t>(level[u]) + (std::signbit(target[u]) ? kLevels : 0));
+        }
+    }
+    for (size_t u = 0; u < kUnits; ++u) {
+        quantised[u].error = error[u];
+    }
 }
 
 void Packing::pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
                    const float* factor) const {
-    auto* bytes = reinterpret_cast<uint8_t*>(code);
-    std::memset(bytes, 0, code_bytes_);
+    std::memset(code, 0, code_bytes_);
     float largest = 0;
     for (size_t i = 0; i < count; ++i) {
         largest = std::max(largest, std::abs(coefficient[i]));
@@ -385,53 +436,65 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
     if (largest == 0) {
         return;
     }
-    Quantised quantised;
+    // Codes are neighbours, so that nothing may be written beside them.
+    std::array<uint8_t, kMaxCodeBytes + sizeof(uint64_t)> bytes;
+    std::memset(bytes.data(), 0, code_bytes_ + sizeof(uint64_t));
+    std::array<uint8_t, kMaxSparsity> value, order;
     if (layout_ == CodeLayout::kPublished) {
         bytes[0] = static_cast<uint8_t>(count);
     } else if (format_ == CoefficientFormat::kFp8) {
         bytes[0] = static_cast<uint8_t>(scale_code(largest));
     } else {
         // The scale that codes these coefficients with the least squared error, among the few that can.
-        const std::vector<size_t> order = ascending_magnitudes({coefficient, count});
-        std::vector<double> sorted(count);
-        std::ranges::transform(order, sorted.begin(), [&](size_t i) { return coefficient[i]; });
-        const std::vector<double> sorted_factor =
-            factor == nullptr ? std::vector<double>() : reordered_factor(factor, sparsity_, order);
-        Quantised best;
-        best.error = INFINITY;
-        const int top = scale_code(largest);
-        for (int candidate = std::max(0, top - 3); candidate <= std::min(255, top + 2); ++candidate) {
-            const Quantised other = quantise(sorted, scale_table()[candidate] / 127, sorted_factor);
-            if (other.error < best.error) {
-                best = other;
-                bytes[0] = static_cast<uint8_t>(candidate);
-            }
-        }
+        constexpr int kBelow = 3;
+        sort_by(
+            count, [&](size_t i) { return std::abs(coefficient[i]); }, order);
+        std::array<float, kMaxSparsity> sorted;
         for (size_t k = 0; k < count; ++k) {
-            quantised.code[order[k]] = best.code[k];
+            sorted[k] = coefficient[order[k]];
+        }
+        FactorColumns columns;
+        if (factor != nullptr) {
+            reorder_factor(factor, sparsity_, order.data(), count, columns);
+        }
+        const int first = std::clamp(scale_code(largest) - kBelow, 0, 255);
+        Units unit;
+        for (size_t u = 0; u < kUnits; ++u) {
+            unit[u] = scale_table()[std::min<size_t>(255, first + u)] / 127;
+        }
+        std::array<Quantised, kUnits> quantised;
+        quantise(sorted.data(), count, unit, factor == nullptr ? nullptr : &columns, quantised);
+        const auto best = std::ranges::min_element(quantised, {}, &Quantised::error);
+        bytes[0] = static_cast<uint8_t>(std::min<ptrdiff_t>(255, first + (best - quantised.begin())));
+        for (size_t k = 0; k < count; ++k) {
+            value[order[k]] = best->code[k];
         }
     }
     if (format_ == CoefficientFormat::kFp8) {
         const float unit = layout_ == CodeLayout::kPublished ? 1.0F : scale_table()[bytes[0]] / 448;
         for (size_t i = 0; i < count; ++i) {
-            quantised.code[i] = nearest_fp8(coefficient[i] / unit);
+            value[i] = nearest_fp8(coefficient[i] / unit);
         }
     }
-    std::vector<uint8_t> order(count);
-    std::iota(order.begin(), order.end(), uint8_t{0});
-    if (layout_ == CodeLayout::kPacked) {
-        std::stable_sort(order.begin(), order.end(), [&](uint8_t a, uint8_t b) { return index[a] < index[b]; });
-    }
+    sort_by(
+        count, [&](size_t i) { return layout_ == CodeLayout::kPacked ? index[i] : i; }, order);
     const unsigned coefficient_bits = format_ == CoefficientFormat::kSigned4 ? 4 : 8;
-    const uint32_t low_mask = (1U << index_bits_) - 1;
+    BitWriter values(bytes.data(), 8 * coefficient_byte_);
     for (size_t k = 0; k < count; ++k) {
-        const uint32_t atom = index[order[k]];
-        put_bits(bytes, 8 * coefficient_byte_ + k * coefficient_bits, coefficient_bits, quantised.code[order[k]]);
-        put_bits(bytes, index_bit_ + k * index_bits_, index_bits_, atom & low_mask);
-        if (layout_ == CodeLayout::kPacked) {
-            put_bits(bytes, high_bit_ + (atom >> index_bits_) + k, 1, 1);
-        }
+        values.put(value[order[k]], coefficient_bits);
     }
+    values.finish();
+    const uint32_t low_mask = (1U << index_bits_) - 1;
+    BitWriter indices(bytes.data(), index_bit_);
+    for (size_t k = 0; k < count; ++k) {
+        indices.put(index[order[k]] & low_mask, index_bits_);
+    }
+    indices.finish();
+    for (size_t k = 0; layout_ == CodeLayout::kPacked && k < count; ++k) {
+        const size_t bit = high_bit_ + (index[order[k]] >> index_bits_) + k;
+        bytes[bit / 8] = static_cast<uint8_t>(bytes[bit / 8] | 1U << bit % 8);
+    }
+    std::memcpy(code, bytes.data(), code_bytes_);
 }
 
 HWY_EXPORT(unpack_rows);

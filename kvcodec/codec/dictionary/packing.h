@@ -56,11 +56,15 @@ class Packing {
   private:
     friend struct UnpackKernel;
 
+    static constexpr size_t kUnits = 8;
+    using Units = std::array<float, kUnits>;
     struct Quantised {
-        std::array<uint8_t, kMaxSparsity> code{};
-        double error = 0;
+        std::array<uint8_t, kMaxSparsity> code;
+        float error = 0;
     };
-    Quantised quantise(std::span<const double> coefficient, float unit, std::span<const double> factor) const;
+    using FactorColumns = std::array<float, kMaxSparsity * kMaxSparsity>;
+    void quantise(const float* coefficient, size_t n, const Units& unit, const FactorColumns* columns,
+                  std::array<Quantised, kUnits>& quantised) const;
 
     size_t n_atoms_;
     size_t sparsity_;

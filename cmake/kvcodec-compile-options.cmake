@@ -5,13 +5,13 @@ if(KVCODEC_WERROR)
     target_compile_options(kvcodec_options INTERFACE -Werror)
 endif()
 if(KVCODEC_SANITIZE)
-    target_compile_options(kvcodec_options INTERFACE -fsanitize=address,undefined -fno-sanitize-recover=all
+    target_compile_options(kvcodec_options INTERFACE -fsanitize=${KVCODEC_SANITIZE} -fno-sanitize-recover=all
                                                      -fno-omit-frame-pointer)
     # GCC sees uninitialised values in std::regex where the address sanitizer has rewritten it.
     if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU")
         target_compile_options(kvcodec_options INTERFACE -Wno-maybe-uninitialized)
     endif()
-    target_link_options(kvcodec_options INTERFACE -fsanitize=address,undefined)
+    target_link_options(kvcodec_options INTERFACE -fsanitize=${KVCODEC_SANITIZE})
 endif()
 if(KVCODEC_BUILD_FUZZ)
     target_compile_options(kvcodec_options INTERFACE -fsanitize=fuzzer-no-link)

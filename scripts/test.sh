@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Builds with warnings as errors; runs the unit tests under the sanitizers, then all tests. ctest's summary comes last.
+# Builds with warnings as errors; runs the unit tests under the sanitizers, those of threads under the thread sanitizer,
+# then all tests. ctest's summary comes last.
 set -euo pipefail
 scripts="$(cd "$(dirname "$0")" && pwd)"
 cd "$scripts/.."
@@ -12,6 +13,14 @@ cmake --build --preset asan
 for tests in build/asan/tests/kvcodec*_tests; do
     "$tests" --gtest_brief=1
 done
+
+cmake --preset tsan -DKVCODEC_WERROR=ON
+cmake --build --preset tsan --target kvcodec_tests kvcodec_attend_tests kvcodec_store_tests
+for tests in kvcodec_tests kvcodec_attend_tests kvcodec_store_tests; do
+    "build/tsan/tests/$tests" --gtest_brief=1
+done
+
+"$scripts/get-python.sh" > /dev/null || echo "tests of Python hosts are left out" >&2
 
 # Integration tests hold a lock on the processor, so that --parallel serves the unit tests only.
 ctest --preset release --parallel "$(nproc)"

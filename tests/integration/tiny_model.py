@@ -114,6 +114,18 @@ class _Model:
                 file.write(data + b"\0" * (-len(data) % _ALIGNMENT))
 
 
+def write_adapter(path, architecture, projections, rank, deviation=0.02):
+    """A LoRA adapter with random weights of projections [(name, inputs, outputs)]."""
+    model = _Model(architecture, ([], 0), seed=1)
+    model.values.append(("general.type", struct.pack("<I", STRING) + _string("adapter")))
+    model.values.append(("adapter.type", struct.pack("<I", STRING) + _string("lora")))
+    model.values.append(("adapter.lora.alpha", struct.pack("<If", FLOAT32, rank)))
+    for name, n_in, n_out in projections:
+        model.add(f"{name}.lora_a", (n_in, rank), deviation)
+        model.add(f"{name}.lora_b", (rank, n_out), deviation)
+    model.write(path)
+
+
 def write_projections(path, vocabulary_of, n_embd, n_head, n_head_kv, dim, n_layer):
     """No model to run, but all that its K and V projections are: llama's metadata and these tensors, of any size."""
     model = _Model("llama", vocabulary_of, seed=1)

@@ -10,14 +10,15 @@ mkdir -p "$kvcodec_cache"
 exec 9> "$kvcodec_cache/python.lock"
 flock 9
 
-if ! cmp --silent "$requirements" "$folder/requirements.txt"; then
-    download "$llama_package" "$llama_archive" "$llama_sha256"
+stamp="$(python3 --version) $llama_sha256 $(sha256sum < "$requirements")"
+if [[ ! -f "$folder/.installed" || "$(< "$folder/.installed")" != "$stamp" ]]; then
+    "$(dirname "$0")/get-llama-cpp.sh" --source > /dev/null
     rm -rf "$folder"
     mkdir -p "$folder"
     python3 -m pip install --quiet --disable-pip-version-check --no-warn-conflicts --root-user-action ignore \
         --target "$folder" --requirement "$requirements" >&2 ||
         die "pip could not install $requirements; check the network and run the command again"
     tar -xzf "$kvcodec_cache/downloads/$llama_archive" -C "$folder" --strip-components=1 --wildcards '*/llama_cpp/*'
-    cp "$requirements" "$folder/requirements.txt"
+    echo "$stamp" > "$folder/.installed"
 fi
 echo "$folder"

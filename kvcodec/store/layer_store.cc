@@ -285,20 +285,20 @@ std::vector<float> LayerStore::joint_residuals(Side side, size_t head, std::span
 std::vector<std::byte> LayerStore::encode_task(const EncodeTask& task, const int32_t* positions,
                                                std::span<const uint8_t> salient) const {
     std::vector<float> x;
-    std::vector<uint8_t> marks;
+    std::vector<uint8_t> salient_of_task;
     for (size_t head = task.first_head; head < task.end_head; head += codec(task.side).joint_heads()) {
         const std::vector<float> of_head = joint_residuals(task.side, head, task.cells, positions);
         x.insert(x.end(), of_head.begin(), of_head.end());
         if (!salient.empty()) {
             const std::span<const uint8_t> row = salient.subspan(head * (salient.size() / geometry_.n_head_kv));
-            marks.insert(marks.end(), row.begin() + static_cast<std::ptrdiff_t>(task.first_cell),
-                         row.begin() + static_cast<std::ptrdiff_t>(task.first_cell + task.cells.size()));
+            salient_of_task.insert(salient_of_task.end(), row.begin() + static_cast<std::ptrdiff_t>(task.first_cell),
+                                   row.begin() + static_cast<std::ptrdiff_t>(task.first_cell + task.cells.size()));
         }
     }
     const Codec& codec = this->codec(task.side, task.first_head);
     const size_t n = x.size() / (codec.dim() * codec.joint_heads());
     std::vector<std::byte> codes(n * codec.code_bytes());
-    encode_rows(codec, x.data(), n, marks.empty() ? nullptr : marks.data(), codes.data());
+    encode_rows(codec, x.data(), n, salient_of_task.empty() ? nullptr : salient_of_task.data(), codes.data());
     return codes;
 }
 
@@ -315,7 +315,7 @@ void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cel
 }
 
 // Lets an adaptive codec learn from the rows that it could not code well enough, cell by cell: no head comes before the
-// others.
+// others. Adaptive codecs code heads one by one.
 void LayerStore::adopt_marked(const EncodeTask& task, const int32_t* positions, std::span<std::byte> codes) const {
     const Codec& adaptive = codec(task.side, task.first_head);
     for (size_t i = 0; i < task.cells.size(); ++i) {
@@ -384,11 +384,11 @@ size_t LayerStore::complete_groups(std::span<uint32_t> cells) const {
     return n_complete;
 }
 
-void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team, const uint8_t* marks) {
-    const std::span<const uint8_t> salient(marks, marks == nullptr ? 0 : geometry_.n_head_kv * cells.size());
+void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team, const uint8_t* salient) {
+    const std::span<const uint8_t> all_salient(salient, salient == nullptr ? 0 : geometry_.n_head_kv * cells.size());
     // One task codes cells of one side and the heads that share a codec. The more, the faster some codecs are.
     constexpr size_t kMostRows = 2048;
-    constexpr size_t kTasksOfMember = 2;  // tasks differ in length
+    constexpr size_t kTasksPerMember = 2;  // tasks differ in length
     const size_t n_heads = geometry_.n_head_kv;
     const size_t group = group_cells();
     std::vector<EncodeTask> of_all;
@@ -401,9 +401,13 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
             }
         }
     }
-    const size_t n_groups = cells.size() / group, n_wanted = kTasksOfMember * team.size();
+    size_t most_heads = 1;
+    for (const EncodeTask& task : of_all) {
+        most_heads = std::max(most_heads, task.end_head - task.first_head);
+    }
+    const size_t n_groups = cells.size() / group, n_wanted = kTasksPerMember * team.size();
     const size_t batch = group * std::clamp<size_t>((n_groups * of_all.size() + n_wanted - 1) / n_wanted, 1,
-                                                    std::max<size_t>(1, kMostRows / (group * n_heads)));
+                                                    std::max<size_t>(1, kMostRows / (group * most_heads)));
     std::vector<EncodeTask> tasks;
     for (size_t first = 0; first < cells.size(); first += batch) {
         for (EncodeTask task : of_all) {
@@ -425,10 +429,10 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
         for (size_t i = next++; i < tasks.size(); i = next++) {
-            codes[i] = encode_task(tasks[i], positions, salient);
+            codes[i] = encode_task(tasks[i], positions, all_salient);
             if (!codec(tasks[i].side).is_variable()) {
                 put(i);
-                codes[i] = {};
+                std::vector<std::byte>().swap(codes[i]);
             }
         }
     });

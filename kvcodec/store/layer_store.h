@@ -127,7 +127,7 @@ class LayerStore {
 
     /// Codes whole dense cells (is_whole), complete groups in order, and frees their rows. positions: by cell; may be
     /// null unless codecs().need_positions(). salient: null or [n_head_kv, cells], rows that get more bits from a codec
-    /// of mixed precision.
+    /// of mixed precision. Of equally good codes, which one is taken may depend on the number of cells and of threads.
     void encode(std::span<const uint32_t> cells, const int32_t* positions, Team& team,
                 const uint8_t* salient = nullptr);
 
@@ -205,10 +205,10 @@ class LayerStore {
     struct EncodeTask {
         Side side;
         size_t first_head, end_head;
-        size_t first_cell;  ///< of all that are coded
+        size_t first_cell;  ///< cells[0] among all that are being coded
         std::span<const uint32_t> cells;
     };
-    /// Codes [heads, cells]. salient: [n_head_kv, all cells that are coded] or empty.
+    /// Codes [heads / joint_heads, cells, code_bytes]. salient: [n_head_kv, all cells that are being coded] or empty.
     std::vector<std::byte> encode_task(const EncodeTask& task, const int32_t* positions,
                                        std::span<const uint8_t> salient) const;
     void put_codes(Side side, size_t head, std::span<const uint32_t> cells, std::span<const std::byte> codes);

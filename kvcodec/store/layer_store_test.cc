@@ -14,6 +14,7 @@
 
 #include "kvcodec/codec/baseline/kivi_codec.h"
 #include "kvcodec/codec/baseline/token_codec.h"
+#include "kvcodec/codec/baseline/zipcache_codec.h"
 #include "kvcodec/codec/dictionary/dictionary_codec.h"
 #include "kvcodec/codec/latent/latent_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
@@ -922,6 +923,28 @@ TEST_F(GroupedStoreTest, IncompleteGroupsStayDense) {
         for (size_t i = 0; i < rows.size(); ++i) {
             for (size_t j = 0; j < dim; ++j) {
                 ASSERT_EQ(gathered[i * dim + j], x[rows[i] * dim + j]) << "row " << rows[i];
+            }
+        }
+    }
+}
+
+TEST_F(GroupedStoreTest, SalientRowsAreThoseThatWereMarked) {
+    const auto codec = std::make_shared<ZipCacheKeyCodec>(kGeometry.dim_k);
+    const auto v_codec = std::make_shared<ZipCacheValueCodec>(kGeometry.dim_v);
+    store_.set_codecs(kGeometry, {codec, v_codec, {}, {}, rope_});
+    const std::vector<uint32_t> cells = range(32, 4 * kGroup);
+    std::vector<uint8_t> salient(kGeometry.n_head_kv * cells.size());
+    std::generate(salient.begin(), salient.end(), [&] { return static_cast<uint8_t>(rng_() % 4 == 0); });
+    for (const size_t size : {1, 3}) {
+        write_all(cells);
+        const std::unique_ptr<Team> team = make_parked_team(size);
+        store_.encode(cells, positions_.data(), *team, salient.data());
+        for (size_t i = 0; i < salient.size(); ++i) {
+            const size_t head = i / cells.size(), cell = cells[i % cells.size()];
+            for (const Side side : {Side::kK, Side::kV}) {
+                const ZipCacheCodec& of_side = side == Side::kK ? static_cast<const ZipCacheCodec&>(*codec) : *v_codec;
+                const std::byte* code = store_.codes(side, cell / kBlock, head) + cell % kBlock * of_side.code_bytes();
+                ASSERT_EQ(of_side.is_salient(code), salient[i] != 0) << "head " << head << ", cell " << cell;
             }
         }
     }

@@ -46,7 +46,7 @@ class OpenAiClient(ServerCase):
         for _ in range(3):
             stream = self.create("Tell me a long story about a ship.", stream=True)
             for _ in range(4):
-                next(iter(stream))
+                next(stream)
             stream.close()
         self.server.wait_until_idle()
         self.assertIn("paris", self.create("What is the capital of France?").choices[0].message.content.lower())
@@ -118,6 +118,41 @@ chat = "".join(part["choices"][0]["delta"].get("content", "") for part in parts)
 print(json.dumps({"first": first, "again": again, "chat": chat}))
 """
 
+    # Predictions of a text behind a prompt: at first, and after each time that the state was saved and restored.
+    ROUNDS = """
+import ctypes, os, sys
+import llama_cpp
+import numpy as np
+from llama_cpp._ggml import libggml
+
+libggml.ggml_backend_load_all_from_path(os.environ["BACKENDS"].encode())
+llama = llama_cpp.Llama(
+    model_path=sys.argv[1], n_ctx=1024, n_threads=2, n_gpu_layers=-1, flash_attn=True, logits_all=True, verbose=True
+)
+tokens = llama.tokenize(open(sys.argv[2], "rb").read())
+prompt, probe = tokens[:700], tokens[700:764]
+
+def predict():
+    llama.n_tokens = len(prompt)
+    llama.eval(probe)
+    logits = llama.scores[len(prompt) : len(prompt) + len(probe)].astype(np.float64)
+    logits -= logits.max(axis=1, keepdims=True)
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+llama.eval(prompt)
+predictions = [predict()]
+context = llama.ctx
+for _ in range(int(sys.argv[4])):
+    llama_cpp.llama_memory_seq_rm(llama_cpp.llama_get_memory(context), 0, len(prompt), -1)
+    size = llama_cpp.llama_state_get_size(context)
+    state = (ctypes.c_uint8 * size)()
+    assert llama_cpp.llama_state_get_data(context, state, size) == size
+    llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
+    assert llama_cpp.llama_state_set_data(context, state, size) == size
+    predictions.append(predict())
+np.save(sys.argv[3], np.array(predictions))
+"""
+
     @classmethod
     def setUpClass(cls):
         cls.folder = host.WORK / "llama-cpp-python"
@@ -125,12 +160,36 @@ print(json.dumps({"first": first, "again": again, "chat": chat}))
         shutil.copytree(PACKAGES / "llama_cpp", cls.folder / "llama_cpp")
         (cls.folder / "llama_cpp" / "lib").symlink_to(host.PROGRAMS)
 
-    def run_program(self, prompt, **variables):
+    def run_python(self, program, *arguments, **variables):
         path = os.pathsep.join([str(self.folder), str(PACKAGES)])
         environment = host.clean_environment(PYTHONPATH=path, BACKENDS=str(host.PROGRAMS), **variables)
-        result = host.execute([sys.executable, "-c", self.PROGRAM, host.MODEL, prompt], environment)
+        result = host.execute([sys.executable, "-c", program, host.MODEL, *arguments], environment)
         self.assertEqual(result.code, 0, result)
+        return result
+
+    def run_program(self, prompt, **variables):
+        result = self.run_python(self.PROGRAM, prompt, **variables)
         return result, json.loads(result.out.splitlines()[-1])
+
+    def divergences(self, codec):
+        """Mean KL divergence from the dense cache: at first, and after each of ten rounds."""
+        import numpy
+
+        text, path = host.document_file(9000), host.WORK / "predictions.npy"
+        self.run_python(self.ROUNDS, text, path, 0)
+        dense = numpy.load(path)[0]
+        result = self.run_python(self.ROUNDS, text, path, 10, GGML_BACKEND_PATH=str(host.PLUGIN), KVCODEC=codec)
+        self.assertEqual(host.LoadLine(result).compressed, 30)
+        self.assertGreater(host.EndLine(result).coded, 500)
+        return [float((numpy.exp(dense) * (dense - other)).sum(axis=1).mean()) for other in numpy.load(path)]
+
+    def test_ten_rounds_of_saving_and_restoring(self):
+        for codec in ("codec=scalar,budget=26%,window=32", f"codec=dictionary,window=32,artifact={host.small_artifact()}"):
+            with self.subTest(codec):
+                first, *later = self.divergences(codec)
+                print(f"{codec}: KLD {first:.5f}, then {', '.join(f'{value:.5f}' for value in later)}")
+                self.assertGreater(first, 1e-5)
+                self.assertLess(max(later), 1.2 * first)
 
     def test_compresses(self):
         secret = "the password of the old lighthouse is"
@@ -144,9 +203,13 @@ print(json.dumps({"first": first, "again": again, "chat": chat}))
 
     def test_pass_through_is_its_own_cache(self):
         _, expected = self.run_program("Once upon a time")
-        _, actual = self.run_program("Once upon a time", GGML_BACKEND_PATH=str(host.PLUGIN), KVCODEC="codec=none")
+        result, actual = self.run_program("Once upon a time", GGML_BACKEND_PATH=str(host.PLUGIN), KVCODEC="codec=none")
+        self.assertIn("KVCODEC", result.err)  # where the host says the cache lies
         self.assertEqual(actual, expected)
 
 
 if __name__ == "__main__":
+    if not any((PACKAGES / name).exists() for name in ("openai", "llama_cpp")):
+        print("skipped: the Python packages (scripts/get-python.sh) not found")
+        sys.exit(host.SKIPPED)
     host.main()

@@ -138,7 +138,10 @@ class Server:
         return self.ask("/v1/chat/completions", body)
 
     def chat(self, question, **options):
-        return self.complete(question, **options)["choices"][0]["message"]["content"]
+        choice = self.complete(question, **options)["choices"][0]
+        if choice["finish_reason"] not in ("stop", "length"):
+            raise AssertionError(choice)
+        return choice["message"]["content"]
 
     def wait_until_idle(self, timeout_s=60):
         deadline = time.monotonic() + timeout_s

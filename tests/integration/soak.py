@@ -27,18 +27,18 @@ GROWTH_MIB = 16.0
 
 
 class Request:
-    """One of the list, known by its number."""
+    """One of the list, known by its number. document: where texts are taken from."""
 
     KINDS = {"chat": 30, "text": 25, "stream": 20, "left": 10, "schema": 10, "tools": 5}
 
-    def __init__(self, number):
+    def __init__(self, number, document):
         draw = random.Random(number)
         self.kind = draw.choices(list(self.KINDS), list(self.KINDS.values()))[0]
         self.question, self.expected = draw.choice(QUESTIONS)
         self.body = {"messages": messages(self.question), "max_tokens": 48, "temperature": 0, "seed": 1}
         if self.kind == "text":
-            start = draw.randrange(len(TEXT) - 4000)
-            text = TEXT[start : start + draw.randrange(500, 4000)]
+            start = draw.randrange(len(document) - 4000)
+            text = document[start : start + draw.randrange(500, 4000)]
             self.body["messages"] = messages(f"{text}\n\nWhat is this text about? One sentence.")
         elif self.kind == "schema":
             self.body["messages"] = messages("Describe the capital of France.")
@@ -87,6 +87,7 @@ def quiet_answers(server):
 
 
 def soak(name, options, n_requests):
+    document = host.document(400_000)
     server = Server(f"soak-{name}", options, ["-c", CONTEXT, "-np", SLOTS, "--jinja"])
     report = {"cache": name}
     try:
@@ -105,7 +106,7 @@ def soak(name, options, n_requests):
             began = time.monotonic()
             own_gaps = []
             try:
-                request = Request(number)
+                request = Request(number, document)
                 if not request.send(server, own_gaps):
                     failures.append(f"request {number} ({request.kind}): a bad answer")
             except Exception as error:  # whatever a client sees counts
@@ -123,11 +124,13 @@ def soak(name, options, n_requests):
         server.wait_until_idle()
         after = quiet_answers(server)
         last = resident[-1][0]
+        if last < 2 * WARM_UP_S:
+            sys.exit(f"error: {n_requests} requests took {last:.0f} s, which is too short to see memory grow")
         first_minute = [mib for second, mib in resident if WARM_UP_S <= second < WARM_UP_S + 60]
         last_minute = [mib for second, mib in resident if second >= last - 60]
         report.update(
             failures=failures,
-            first_mib=sum(first_minute) / max(1, len(first_minute)),
+            first_mib=sum(first_minute) / len(first_minute),
             last_mib=sum(last_minute) / len(last_minute),
             n_requests=n_requests,
             latency=latency,
@@ -149,9 +152,6 @@ def main():
     if reason is not None:
         sys.exit(f"error: {reason}")
     host.WORK.mkdir(parents=True, exist_ok=True)
-    global TEXT
-    TEXT = host.document(400_000)
-
     n_compared = max(1, arguments.requests // 4)
     own = soak("kvcodec", arguments.options.split(), arguments.requests)
     dense = soak("f16", None, n_compared)

@@ -5,8 +5,8 @@ import array
 import random
 import struct
 
-UINT32, INT32, FLOAT32, STRING, ARRAY = 4, 5, 6, 8, 9
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, INT32: 4, FLOAT32: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+UINT32, INT32, FLOAT32, BOOL, STRING, ARRAY = 4, 5, 6, 7, 8, 9
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, UINT32: 4, INT32: 4, FLOAT32: 4, BOOL: 1, 10: 8, 11: 8, 12: 8}
 _ALIGNMENT = 32
 N_EMBD, N_FF, N_LAYER = 64, 96, 2
 
@@ -123,6 +123,39 @@ def write_adapter(path, architecture, projections, rank, deviation=0.02):
     for name, n_in, n_out in projections:
         model.add(f"{name}.lora_a", (n_in, rank), deviation)
         model.add(f"{name}.lora_b", (rank, n_out), deviation)
+    model.write(path)
+
+
+def write_image_projector(path, n_embd_text):
+    """A vision encoder of Gemma 3's kind with random weights, for a text model of this width: 16 tokens an image."""
+    model = _Model("clip", ([], 0), seed=1)
+    width, n_ff, patch, side = 32, 64, 8, 128
+    model.values.append(("clip.projector_type", struct.pack("<I", STRING) + _string("gemma3")))
+    model.values.append(("clip.has_vision_encoder", struct.pack("<I?", BOOL, True)))
+    model.values.append(("clip.use_gelu", struct.pack("<I?", BOOL, True)))
+    for key, value in [
+        ("image_size", side), ("patch_size", patch), ("embedding_length", width), ("feed_forward_length", n_ff),
+        ("block_count", 1), ("projection_dim", n_embd_text), ("attention.head_count", 2),
+        ("attention.layer_norm_epsilon", 1e-6),
+    ]:  # fmt: skip
+        model.set(f"vision.{key}", value)
+    for key in ("image_mean", "image_std"):
+        model.values.append((f"clip.vision.{key}", struct.pack("<IIQ3f", ARRAY, FLOAT32, 3, 0.5, 0.5, 0.5)))
+    model.add("v.patch_embd.weight", (patch, patch, 3, width), 0.1)
+    model.add("v.patch_embd.bias", (width,), 0.1)
+    model.add("v.position_embd.weight", (width, (side // patch) ** 2), 0.5)
+    block = "v.blk.0"
+    for name, dims in [
+        ("attn_q", (width, width)), ("attn_k", (width, width)), ("attn_v", (width, width)), ("attn_out", (width, width)),
+        ("ffn_up", (width, n_ff)), ("ffn_down", (n_ff, width)),
+    ]:  # fmt: skip
+        model.add(f"{block}.{name}.weight", dims, dims[0] ** -0.5)
+        model.add(f"{block}.{name}.bias", dims[1:], 0.1)
+    for name in (f"{block}.ln1", f"{block}.ln2", "v.post_ln"):
+        model.add_constant(f"{name}.weight", width, 1.0)
+        model.add_constant(f"{name}.bias", width, 0.0)
+    model.add("mm.input_projection.weight", (n_embd_text, width), width**-0.5)
+    model.add_constant("mm.soft_emb_norm.weight", width, 0.1)
     model.write(path)
 
 

@@ -56,10 +56,13 @@ constexpr float kMinPivot = 1e-5F;
 /// The norm of a unit vector in 16 bits. Sums of products of two such vectors, in part or whole, stay near its square,
 /// half of what 32 bits hold.
 constexpr float kUnitLevel = 32767.0F;
-/// How far the Gram variant can tell correlations of a unit vector and distances, as above. It leaves what is closer to
-/// the direct one.
+/// Below these, 16 bits cannot tell correlations of a unit vector and squared pivots from rounding, nor how much is
+/// left of it; the Gram variant leaves such rows to the direct one.
 constexpr float kGramCorrelation = 2e-4F;
 constexpr float kGramPivot = 1e-3F;
+constexpr float kGramRemaining = 1e-4F;
+/// Beyond this correlation of a support's atom with what the fit leaves, one step of refinement is not enough.
+constexpr float kGramGradient = 1e-3F;
 /// It has this many bits for coefficients above 1, times the longest atom.
 constexpr int kHeadroomBits = 2;
 
@@ -92,8 +95,13 @@ constexpr size_t kRows = HWY_ARCH_ARM ? 4 : HWY_TARGET <= HWY_AVX3 ? 8 : 6;
 // Atoms per step of the Gram variant: enough independent sums to hide the latency of multiply-adds.
 constexpr size_t kChunk = 4 * kLanes;
 
-Floats allocate(size_t n) {
-    return hwy::AllocateAligned<float>(n);
+template <typename T>
+hwy::AlignedFreeUniquePtr<T[]> allocate(size_t n) {
+    auto memory = hwy::AllocateAligned<T>(n);
+    if (memory == nullptr) {
+        throw Error("memory for a dictionary's products cannot be had");
+    }
+    return memory;
 }
 
 // Newer AVX-512 adds products of two shorts in one instruction (VNNI). Highway has no target for it here. Not by
@@ -153,11 +161,11 @@ HWY_INLINE void transpose_4x4(const int32_t* from, size_t stride, int32_t* to) {
 // The atoms times `scale` in 16 bits, in pairs of elements, transposed block by block: [n_padded / kBlock, pairs(dim),
 // kBlock]. Padding atoms are zero and never chosen.
 struct PackedAtoms {
-    PackedAtoms(const float* atoms, size_t n_atoms, size_t dim, bool has_short_products)
+    PackedAtoms(const float* atoms, size_t n_atoms, size_t dim, bool use_short_products)
         : n_padded((n_atoms + kChunk - 1) / kChunk * kChunk),
           n_pairs(pairs(dim)),
-          short_products(has_short_products),
-          data(hwy::AllocateAligned<int32_t>(n_padded * n_pairs)) {
+          short_products(use_short_products),
+          data(allocate<int32_t>(n_padded * n_pairs)) {
         float largest = 0.0F;
         for (size_t j = 0; j < n_atoms; ++j) {
             largest = std::max(largest, dot(atoms + j * dim, atoms + j * dim, dim));
@@ -308,7 +316,7 @@ HWY_NOINLINE void choose(const int32_t* const* rows, const float* norm, size_t n
 // One vector on its way: what both variants share.
 class Pursuit {
   public:
-    Pursuit(const OmpJob& job)
+    explicit Pursuit(const OmpJob& job)
         : job_(job), unit_(job.dim), rounded_(pairs(job.dim)), factor_(job.options.sparsity * job.options.sparsity) {}
 
     // Takes row `row` of x, scaled to unit norm so that no threshold depends on its size. False: code it as zero.
@@ -395,6 +403,7 @@ class Pursuit {
     /// The unit vector in 16 bits.
     const int32_t* rounded() const { return rounded_.data(); }
     size_t count() const { return count_; }
+    float relative_error() const { return job_.options.relative_error; }
     size_t support(size_t k) const { return support_[k]; }
     /// Of what is left of the unit vector and the k-th atom of the support.
     float correlation(size_t k) const { return dot(atom(k), unit_.data(), job_.dim); }
@@ -421,7 +430,7 @@ class Pursuit {
 // ---- direct --------------------------------------------------------------------------------------------------------
 
 struct DirectPursuit {
-    DirectPursuit(const OmpJob& job)
+    explicit DirectPursuit(const OmpJob& job)
         : pursuit(job), residual(job.dim), rounded(pairs(job.dim)), basis(job.options.sparsity * job.dim) {}
 
     Pursuit pursuit;
@@ -460,6 +469,9 @@ bool extend(const OmpJob& job, const Choice& choice, DirectPursuit& state) {
     }
     float* residual = state.residual.data();
     state.projection[k] = dot(q, residual, dim);
+    if (std::abs(state.projection[k]) * pivot <= kNegligibleCorrelation) {  // 16 bits saw noise
+        return false;
+    }
     add_multiple(-state.projection[k], q, dim, residual);
     pursuit.add(choice.atom, pivot);
     pursuit.set_remaining(dot(residual, residual, dim));
@@ -527,11 +539,11 @@ void encode_direct(const OmpJob& job, const PackedAtoms& packed, const std::vect
 // The Gram matrix of the rounded atoms, in 16 bits too: a row is read once a choice, from the farthest cache.
 struct Gram {
     Gram(const OmpJob& job, const PackedAtoms& packed)
-        : levels(hwy::AllocateAligned<int16_t>(job.n_atoms * packed.n_padded)),
+        : levels(allocate<int16_t>(job.n_atoms * packed.n_padded)),
           n_padded(packed.n_padded),
           unit(kUnitLevel / (packed.scale * packed.scale)) {
         std::vector<int32_t> rounded(kRows * packed.n_pairs);
-        const Ints products = hwy::AllocateAligned<int32_t>(kRows * packed.n_padded);
+        const Ints products = allocate<int32_t>(kRows * packed.n_padded);
         const Vec factor = hn::Set(kTag, static_cast<float>(1U << kHeadroomBits) / kUnitLevel);
         for (size_t first = 0; first < job.n_atoms; first += kRows) {
             const size_t n_rows = std::min(kRows, job.n_atoms - first);
@@ -569,35 +581,42 @@ class GramPursuit {
           gram_(gram),
           correlation_unit_(static_cast<float>(1U << kHeadroomBits) / (kUnitLevel * packed.scale)),
           levels_per_coefficient_(gram_.unit / correlation_unit_),
-          rows_(hwy::AllocateAligned<int32_t>(pairs(sparsity_) * n_padded_)),
-          levels_(hwy::AllocateAligned<int32_t>(pairs(stride_))),
-          inverse_rows_(allocate(sparsity_ * stride_)),
-          inverse_columns_(allocate(sparsity_ * stride_)),
-          coefficient_(allocate(stride_)) {
+          rows_(allocate<int32_t>(pairs(sparsity_) * n_padded_)),
+          levels_(allocate<int32_t>(pairs(stride_))),
+          inverse_rows_(allocate<float>(sparsity_ * stride_)),
+          inverse_columns_(allocate<float>(sparsity_ * stride_)),
+          coefficient_(allocate<float>(stride_)) {
         std::fill_n(inverse_columns_.get(), sparsity_ * stride_, 0.0F);
     }
 
-    // Brings a started pursuit to its end and writes its code. correlations: D x, as multiply() gives it. False: it is
-    // too close for 16 bits.
+    // Brings a started pursuit to its end and writes its code. correlations: D x, as multiply() gives it. False: 16
+    // bits cannot tell.
     bool run(const int32_t* correlations, Pursuit& pursuit) {
         pursuit_ = &pursuit;
         correlations_ = correlations;
         std::fill_n(coefficient_.get(), stride_, 0.0F);
-        find_best(0, largest_correlations());
-        while (extend()) {
+        Correlation best = find_best(0, largest_correlations());
+        while (extend(best)) {
+            if (is_at_threshold()) {
+                return false;
+            }
             if (!pursuit.wants_more()) {
-                finish();
-                return true;
+                return finish();
             }
             if (!round_coefficients()) {
                 return false;
             }
-            find_best(pairs(pursuit.count()), add_row());
+            best = find_best(pairs(pursuit.count()), add_row(best.atom));
         }
         return false;
     }
 
   private:
+    struct Correlation {
+        float value;
+        size_t atom;
+    };
+
     // sum[stride] = sum_{i < n} factor[i] of[i, stride]
     HWY_INLINE void combine(const float* of, const float* factor, size_t n, float* sum) const {
         for (size_t v = 0; v < stride_; v += kLanes) {
@@ -616,13 +635,13 @@ class GramPursuit {
 
     // Takes the best atom into the support: a new row of L and of its inverse. False: it is too close to the support's
     // span, or all atoms are.
-    bool extend() {
+    bool extend(const Correlation& best) {
         Pursuit& pursuit = *pursuit_;
-        if (std::abs(correlation_) < kGramCorrelation || !pursuit.accepts({std::abs(correlation_), atom_})) {
+        if (std::abs(best.value) < kGramCorrelation || !pursuit.accepts({std::abs(best.value), best.atom})) {
             return false;
         }
         const size_t k = pursuit.count();
-        const int16_t* gram_row = gram_.row(atom_);
+        const int16_t* gram_row = gram_.row(best.atom);
         float products[kMaxSparsity];
         for (size_t i = 0; i < k; ++i) {
             products[i] = gram_.unit * static_cast<float>(gram_row[pursuit.support(i)]);
@@ -630,7 +649,7 @@ class GramPursuit {
         HWY_ALIGN float row[kMaxSparsity + kLanes];
         combine(inverse_columns_.get(), products, k, row);
         std::copy_n(row, k, pursuit.factor(k));
-        float pivot_energy = gram_.unit * static_cast<float>(gram_row[atom_]);
+        float pivot_energy = gram_.unit * static_cast<float>(gram_row[best.atom]);
         for (size_t i = 0; i < k; ++i) {
             pivot_energy -= row[i] * row[i];
             row[i] = -row[i];
@@ -638,7 +657,7 @@ class GramPursuit {
         if (pivot_energy < kGramPivot) {
             return false;
         }
-        const float pivot = std::sqrt(pivot_energy), projection = correlation_ / pivot;
+        const float pivot = std::sqrt(pivot_energy), projection = best.value / pivot;
         float* inverse = inverse_rows_.get() + k * stride_;
         combine(inverse_rows_.get(), row, k, inverse);
         inverse[k] = 1.0F;
@@ -651,42 +670,48 @@ class GramPursuit {
         for (size_t i = 0; i <= k; ++i) {
             inverse_columns_[i * stride_ + k] = inverse[i];
         }
-        pursuit.add(atom_, pivot);
+        pursuit.add(best.atom, pivot);
         pursuit.set_remaining(pursuit.remaining() - projection * projection);
         return true;
+    }
+
+    // Whether what is left is too near to what the caller allows.
+    bool is_at_threshold() const {
+        const float delta = pursuit_->relative_error();
+        return delta > 0.0F && std::abs(pursuit_->remaining() - delta * delta) < kGramRemaining;
     }
 
     // levels_ = -coefficient_ in 16 bits. False: one is out of range.
     bool round_coefficients() {
         const hn::Repartition<int32_t, decltype(kHalfShortTag)> pair_tag;
-        IntVec largest = hn::Zero(kIntTag);
+        Vec largest = hn::Zero(kTag);
         for (size_t v = 0; v < stride_; v += kLanes) {
-            const Vec coefficient = hn::Load(kTag, coefficient_.get() + v);
-            const IntVec level = hn::NearestInt(hn::Mul(hn::Set(kTag, -levels_per_coefficient_), coefficient));
-            largest = hn::Max(largest, hn::Abs(level));
-            hn::Store(hn::BitCast(pair_tag, hn::DemoteTo(kHalfShortTag, level)), pair_tag, levels_.get() + v / 2);
+            const Vec scaled = hn::Mul(hn::Set(kTag, -levels_per_coefficient_), hn::Load(kTag, coefficient_.get() + v));
+            largest = hn::Max(largest, hn::Abs(scaled));
+            const auto levels = hn::DemoteTo(kHalfShortTag, hn::NearestInt(scaled));
+            hn::Store(hn::BitCast(pair_tag, levels), pair_tag, levels_.get() + v / 2);
         }
-        return hn::GetLane(hn::MaxOfLanes(kIntTag, largest)) <= static_cast<int32_t>(kUnitLevel);
+        return hn::GetLane(hn::MaxOfLanes(kTag, largest)) <= kUnitLevel;
     }
 
     // Adds the new atom's row of G to the others. Returns the largest correlations of the residual.
-    Largest add_row() {
+    Largest add_row(size_t atom) {
         const size_t n_pairs = (pursuit_->count() - 1) / 2;
         if (pursuit_->count() % 2 != 0) {
-            return short_products_ ? add_row<true, false>(n_pairs) : add_row<false, false>(n_pairs);
+            return short_products_ ? add_row<true, false>(atom, n_pairs) : add_row<false, false>(atom, n_pairs);
         }
-        return short_products_ ? add_row<true, true>(n_pairs) : add_row<false, true>(n_pairs);
+        return short_products_ ? add_row<true, true>(atom, n_pairs) : add_row<false, true>(atom, n_pairs);
     }
 
     // Behind n_pairs full pairs of rows, the second of a pair or the first. Not inlined and without arrays of vectors:
     // GCC 12 would keep them in memory.
     template <bool kShortProducts, bool kSecond>
-    HWY_NOINLINE Largest add_row(size_t n_pairs) {
+    HWY_NOINLINE Largest add_row(size_t atom, size_t n_pairs) {
         const size_t n_padded = n_padded_;
         const int32_t* levels = levels_.get();
         const int32_t* rows = rows_.get();
         const int32_t* correlations = correlations_;
-        const int16_t* gram_row = gram_.row(atom_);
+        const int16_t* gram_row = gram_.row(atom);
         int32_t* pair = rows_.get() + n_pairs * n_padded;
         Largest largest;
         for (size_t first = 0; first < n_padded; first += kChunk) {
@@ -751,8 +776,8 @@ class GramPursuit {
         return largest;
     }
 
-    // The first atom of the largest correlation becomes the next one.
-    void find_best(size_t n_pairs, const Largest& largest) {
+    // The first atom of the largest correlation.
+    Correlation find_best(size_t n_pairs, const Largest& largest) {
         const Best best = best_of(largest);
         HWY_ALIGN int32_t values[kChunk];
         intptr_t found = 0;
@@ -763,8 +788,7 @@ class GramPursuit {
             const intptr_t lane = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(p), best.magnitude));
             found = lane < 0 ? found : static_cast<intptr_t>(v * kLanes) + lane;
         }
-        correlation_ = correlation_unit_ * static_cast<float>(values[found]);
-        atom_ = best.first + static_cast<size_t>(found);
+        return {correlation_unit_ * static_cast<float>(values[found]), best.first + static_cast<size_t>(found)};
     }
 
     // Those of atoms [first, first + kLanes), as add_row() finds them.
@@ -778,8 +802,9 @@ class GramPursuit {
         return total(correlations_ + first, sum, rest);
     }
 
-    // Coefficients of the atoms as they are, by a step of iterative refinement: L is of rounded ones.
-    void finish() const {
+    // Coefficients of the atoms as they are, by a step of iterative refinement: L is of rounded ones. False: one step
+    // is not enough, nothing is written.
+    bool finish() const {
         Pursuit& pursuit = *pursuit_;
         const size_t count = pursuit.count();
         float* coefficient = pursuit.coefficients();
@@ -788,6 +813,9 @@ class GramPursuit {
         float gradient[kMaxSparsity];
         for (size_t k = 0; k < count; ++k) {
             gradient[k] = pursuit.correlation(k);
+            if (!(std::abs(gradient[k]) < kGramGradient)) {
+                return false;
+            }
         }
         HWY_ALIGN float solved[kMaxSparsity + kLanes];
         HWY_ALIGN float step[kMaxSparsity + kLanes];
@@ -798,6 +826,7 @@ class GramPursuit {
             remaining -= step[k] * gradient[k];
         }
         pursuit.finish(remaining);
+        return true;
     }
 
     const size_t sparsity_, stride_, n_padded_;
@@ -812,16 +841,14 @@ class GramPursuit {
     Floats coefficient_;                  // [stride], of the unit vector
     Pursuit* pursuit_ = nullptr;
     const int32_t* correlations_ = nullptr;
-    size_t atom_ = 0;           // the next one
-    float correlation_ = 0.0F;  // of the residual with it
 };
 
 void encode_gram(const OmpJob& job, const PackedAtoms& packed) {
     const Gram gram(job, packed);
     GramPursuit gram_pursuit(job, packed, gram);
-    const Ints correlations = hwy::AllocateAligned<int32_t>(kRows * packed.n_padded);
+    const Ints correlations = allocate<int32_t>(kRows * packed.n_padded);
     std::vector<Pursuit> pursuits(kRows, Pursuit(job));
-    std::vector<size_t> too_close;
+    std::vector<size_t> for_direct;
     for (size_t first = 0; first < job.n; first += kRows) {
         const size_t n_rows = std::min(kRows, job.n - first);
         size_t active[kRows];
@@ -840,11 +867,11 @@ void encode_gram(const OmpJob& job, const PackedAtoms& packed) {
         }
         for (size_t a = 0; a < n_active; ++a) {
             if (!gram_pursuit.run(correlations.get() + a * packed.n_padded, pursuits[active[a]])) {
-                too_close.push_back(first + active[a]);
+                for_direct.push_back(first + active[a]);
             }
         }
     }
-    encode_direct(job, packed, too_close);
+    encode_direct(job, packed, for_direct);
 }
 
 // Multiply-adds per atom of the dictionary. What the Gram variant does for a choice, and for each atom of the support

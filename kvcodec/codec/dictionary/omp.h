@@ -11,9 +11,9 @@ bool has_short_products();
 
 /// When a pursuit stops: after `sparsity` atoms, or before once ||residual|| <= relative_error * ||x||.
 struct OmpOptions {
-    size_t sparsity = 8;          ///< at most this many atoms a vector, <= kMaxSparsity
-    float relative_error = 0.0F;  ///< delta of the published error threshold; 0 = off
-    bool short_products = has_short_products();
+    size_t sparsity = 8;                         ///< at most this many atoms a vector, <= kMaxSparsity
+    float relative_error = 0.0F;                 ///< delta of the published error threshold; 0 = off
+    bool short_products = has_short_products();  ///< may be turned off, but not on
 };
 
 inline constexpr size_t kMaxSparsity = 64;
@@ -23,13 +23,14 @@ inline constexpr size_t kMaxAtoms = 65536;
 /// joins the support, then all coefficients are re-fitted by least squares. Follows the methods of Pati et al. 1993 and
 /// Rubinstein et al. 2008; unlike the published code it never chooses an atom twice, stops at a residual lost in
 /// rounding (||r|| around 1e-6 ||x||) and codes zero and non-finite vectors as zero. Correlations are of 16-bit
-/// numbers: of atoms that are equally good to four digits any may be chosen. The fit is in 32 bits.
+/// numbers: of atoms whose correlations differ by less than 1e-4 ||x|| any may be chosen, and which one may depend on
+/// n. The fit is in 32 bits.
 ///
 /// atoms: [n_atoms, dim] row-major, L2 norms close to 1 (half-precision atoms may be off: the fit uses the true norms).
 /// x: [n, dim] row-major. index, coefficient: [n, sparsity] in order of choice (unused tail: 0). count: [n] nonzeros.
 /// residual_energy: [n] ||x - D y||^2 (NaN or infinity where x is not finite), may be null. factor: [n, sparsity,
 /// sparsity], may be null: the lower triangle L of each support's Gram matrix L L^T, in order of choice (the rest is
-/// left as it was).
+/// left as it was), of atoms in 16 bits where the batch is large.
 ///
 /// Single-threaded; call on slices of x from several threads. A call packs the atoms first, as much work as some ten
 /// choices; a large batch also builds the atoms' Gram matrix (2 n_atoms^2 bytes, freed before returning), which makes

@@ -694,13 +694,13 @@ void KvCache::get(const ggml_tensor* tensor, void* data, size_t offset, size_t s
         if (layer.store == nullptr) {
             std::fill(row.begin(), row.end(), uint16_t{0});
         } else {
-            layer.store->read(side, at / bytes, positions_.data(), row.data());
+            layer.store->read_out(side, at / bytes, positions_.data(), row.data());
             // Rows that were evicted whole are all alike.
             if (is_first(layer, side) && positions_[at / bytes] != kUnknownPosition && !is_zero(row)) {
-                if (position_of_row_.size() >= kMostRememberedRows) {
-                    position_of_row_.clear();
+                if (cell_of_row_.size() >= kMostRememberedRows) {
+                    cell_of_row_.clear();
                 }
-                position_of_row_[hash_of(row)] = positions_[at / bytes];
+                cell_of_row_[hash_of(row)] = {positions_[at / bytes], age_[at / bytes]};
             }
         }
         std::memcpy(static_cast<char*>(data) + done, reinterpret_cast<char*>(row.data()) + at % bytes, part);
@@ -733,12 +733,15 @@ void KvCache::set(ggml_tensor* tensor, const void* data, size_t offset, size_t s
             layer.evictor->forget(cell);
             evict_zero_rows(layer, cell);
         }
-        reset_cell(cell);
-        age_[cell] = window_;  // restored rows are old: they are coded as soon as they are used
+        uint32_t age = age_[cell];
         if (is_first(layer, side)) {
-            const auto known = is_zero(row) ? position_of_row_.end() : position_of_row_.find(hash_of(row));
-            positions_[cell] = known == position_of_row_.end() ? kUnknownPosition : known->second;
+            const auto known = is_zero(row) ? cell_of_row_.end() : cell_of_row_.find(hash_of(row));
+            const bool is_known = known != cell_of_row_.end();
+            positions_[cell] = is_known ? known->second.position : kUnknownPosition;
+            age = is_known ? known->second.age : window_;  // others are coded as soon as they are used
         }
+        reset_cell(cell);
+        age_[cell] = age;
         at += part;
         done += part;
     }

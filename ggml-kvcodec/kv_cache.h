@@ -153,9 +153,13 @@ class KvCache {
     size_t n_cells_ = 0;
     size_t cells_per_stream_ = 0;
 
-    // Position of each key row that the host has read out, by hash of its bytes: a saved state comes back without
-    // positions. Kept for the first layer only; the others share its cells.
-    std::unordered_map<uint64_t, int32_t> position_of_row_;
+    // Of each key row that the host has read out, by hash of its bytes: a saved state comes back without positions and
+    // ages. Kept for the first layer only; the others share its cells.
+    struct CellOfRow {
+        int32_t position;
+        uint32_t age;
+    };
+    std::unordered_map<uint64_t, CellOfRow> cell_of_row_;
 
     // By cell, the same for all layers.
     std::vector<int32_t> positions_;

@@ -90,9 +90,11 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
     for (const Side side : {Side::kK, Side::kV}) {
         if (codec(side).is_variable()) {
             (side == Side::kK ? variable_k_ : variable_v_).resize(dense_blocks_.size() * geometry.n_head_kv);
-            continue;
+        } else {
+            (side == Side::kK ? codes_k_ : codes_v_).resize(dense_blocks_.size());
         }
-        (side == Side::kK ? codes_k_ : codes_v_).resize(dense_blocks_.size());
+        const bool alone = codec(side).group_rows() == 1 && !codec(side).is_adaptive();
+        memory(side) = CodeMemory(codes_per_cell(side) * codec(side).code_bytes(), alone ? n_cells_ : 0);
     }
 }
 
@@ -302,6 +304,42 @@ std::vector<std::byte> LayerStore::encode_task(const EncodeTask& task, const int
     return codes;
 }
 
+// encode_task() without the rows whose codes are remembered.
+std::vector<std::byte> LayerStore::encode_or_recall(const EncodeTask& task, const int32_t* positions,
+                                                    std::span<const uint8_t> salient) const {
+    if (memory(task.side).empty()) {
+        return encode_task(task, positions, salient);
+    }
+    const size_t step = codec(task.side).joint_heads(), bytes = codec(task.side).code_bytes();
+    const size_t n_cells = task.cells.size(), n_codes = (task.end_head - task.first_head) / step;
+    std::vector<std::byte> codes(n_codes * n_cells * bytes);
+    std::vector<uint32_t> fresh;
+    std::vector<size_t> place;  // of the fresh cells
+    for (size_t i = 0; i < n_cells; ++i) {
+        const auto known = memory(task.side).find({dense_row(task.side, task.cells[i]), row_length(task.side)});
+        for (size_t c = 0; known && c < n_codes; ++c) {
+            std::ranges::copy(known->subspan((task.first_head / step + c) * bytes, bytes),
+                              codes.begin() + static_cast<std::ptrdiff_t>((c * n_cells + i) * bytes));
+        }
+        if (!known) {
+            fresh.push_back(task.cells[i]);
+            place.push_back(i);
+        }
+    }
+    if (!fresh.empty()) {
+        EncodeTask of_fresh = task;
+        of_fresh.cells = fresh;
+        const std::vector<std::byte> encoded = encode_task(of_fresh, positions, {});
+        for (size_t c = 0; c < n_codes; ++c) {
+            for (size_t i = 0; i < fresh.size(); ++i) {
+                std::copy_n(encoded.begin() + static_cast<std::ptrdiff_t>((c * fresh.size() + i) * bytes), bytes,
+                            codes.begin() + static_cast<std::ptrdiff_t>((c * n_cells + place[i]) * bytes));
+            }
+        }
+    }
+    return codes;
+}
+
 void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cells, std::span<const std::byte> codes) {
     const size_t code_bytes = codec(side).code_bytes();
     for (size_t i = 0; i < cells.size(); ++i) {
@@ -429,7 +467,7 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
     std::atomic<size_t> next = 0;
     team.run([&](size_t) {
         for (size_t i = next++; i < tasks.size(); i = next++) {
-            codes[i] = encode_task(tasks[i], positions, all_salient);
+            codes[i] = encode_or_recall(tasks[i], positions, all_salient);
             if (!codec(tasks[i].side).is_variable()) {
                 put(i);
                 std::vector<std::byte>().swap(codes[i]);
@@ -536,6 +574,22 @@ void LayerStore::read(Side side, size_t cell, const int32_t* positions, uint16_t
     }
 }
 
+void LayerStore::read_out(Side side, size_t cell, const int32_t* positions, uint16_t* row) {
+    read(side, cell, positions, row);
+    if (!is_coded(cell) || shift(cell) != 0 || !evicted_.empty()) {
+        return;
+    }
+    const size_t step = codec(side).joint_heads(), bytes = codec(side).code_bytes();
+    std::vector<std::byte> codes(codes_per_cell(side) * bytes);
+    for (size_t head = 0; head < geometry_.n_head_kv; head += step) {
+        const std::span<const std::byte> code = codec(side).is_variable()
+                                                    ? variable_block(side, cell, head).code(cell % kBlock)
+                                                    : std::span<const std::byte>(this->code(side, cell, head), bytes);
+        std::ranges::copy(code, codes.begin() + static_cast<std::ptrdiff_t>(head / step * bytes));
+    }
+    memory(side).remember({row, row_length(side)}, codes);
+}
+
 void LayerStore::shift_key(size_t cell, int32_t delta, const Rope& rope) {
     if (is_coded(cell)) {
         if (shift_.empty()) {
@@ -615,6 +669,7 @@ size_t LayerStore::resident_bytes() const {
     if (has_codecs()) {
         bytes += n_blocks(codes_k_) * block_bytes(Side::kK) + n_blocks(codes_v_) * block_bytes(Side::kV);
     }
+    bytes += memory_k_.resident_bytes() + memory_v_.resident_bytes();
     for (const auto* blocks : {&variable_k_, &variable_v_}) {
         bytes += blocks->size() * sizeof(VariableBlock);
         for (const VariableBlock& block : *blocks) {

@@ -101,10 +101,10 @@ class RandomWalk(unittest.TestCase):
         self.check(walk(model("mpt", 2, 2), 500, 3, 1, "unified", which))
 
     def test_finds_what_is_wrong(self):
-        result = walk(model("llama", 2, 1), 100, 1, 1, "unified", {"codec=scalar:bits=2:window=16": SCALAR})
+        result = walk(model("llama", 2, 1), 300, 1, 1, "unified", {"codec=scalar:bits=2:window=16": SCALAR})
         self.assertEqual(result.code, 1, result)
         self.assertIn("MORE THAN", result.out)
-        result = walk(model("llama", 2, 1), 100, 1, 1, "unified", {"codec=scalar:bits=8:window=16": EQUAL})
+        result = walk(model("llama", 2, 1), 300, 1, 1, "unified", {"codec=scalar:bits=8:window=16": EQUAL})
         self.assertEqual(result.code, 1, result)
         self.assertIn("the logits of token", result.err)
 

@@ -159,8 +159,12 @@ ggml_status buffer_init_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor
 void buffer_memset_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, uint8_t value, size_t offset,
                           size_t size) {
     if (context_of(buffer).cache.compressed_layer_of(tensor) != nullptr) {
-        const std::string bytes(size, static_cast<char>(value));
-        context_of(buffer).cache.set(tensor, bytes.data(), offset, size);
+        try {
+            const std::string bytes(size, static_cast<char>(value));
+            context_of(buffer).cache.set(tensor, bytes.data(), offset, size);
+        } catch (const std::exception& error) {
+            log_line(GGML_LOG_LEVEL_ERROR, error.what());
+        }
     } else {
         std::memset(static_cast<char*>(tensor->data) + offset, value, size);
     }
@@ -182,7 +186,12 @@ void buffer_set_tensor(ggml_backend_buffer_t buffer, ggml_tensor* tensor, const 
 void buffer_get_tensor(ggml_backend_buffer_t buffer, const ggml_tensor* tensor, void* data, size_t offset,
                        size_t size) {
     if (context_of(buffer).cache.compressed_layer_of(tensor) != nullptr) {
-        context_of(buffer).cache.get(tensor, data, offset, size);
+        try {
+            context_of(buffer).cache.get(tensor, data, offset, size);
+        } catch (const std::exception& error) {
+            log_line(GGML_LOG_LEVEL_ERROR, error.what());
+            std::memset(data, 0, size);
+        }
     } else {
         std::memcpy(data, static_cast<const char*>(tensor->data) + offset, size);
     }

@@ -17,8 +17,6 @@
 namespace kvcodec::host {
 namespace {
 
-constexpr size_t kMostRememberedRows = size_t{1} << 20;
-
 const ggml_tensor* root_of(const ggml_tensor* tensor) {
     return tensor->view_src != nullptr ? tensor->view_src : tensor;
 }
@@ -41,10 +39,6 @@ float op_float(const ggml_tensor* node, int i) {
     float value = 0;
     std::memcpy(&value, &node->op_params[i], sizeof value);
     return value;
-}
-
-uint64_t hash_of(const std::vector<uint16_t>& row) {
-    return std::hash<std::string_view>()({reinterpret_cast<const char*>(row.data()), row.size() * sizeof(uint16_t)});
 }
 
 bool is_zero(const std::vector<uint16_t>& row) {
@@ -694,13 +688,15 @@ void KvCache::get(const ggml_tensor* tensor, void* data, size_t offset, size_t s
         if (layer.store == nullptr) {
             std::fill(row.begin(), row.end(), uint16_t{0});
         } else {
-            layer.store->read_out(side, at / bytes, positions_.data(), row.data());
+            if (options_.remember) {
+                layer.store->read_out(side, at / bytes, positions_.data(), row.data());
+            } else {
+                layer.store->read(side, at / bytes, positions_.data(), row.data());
+            }
             // Rows that were evicted whole are all alike.
-            if (is_first(layer, side) && positions_[at / bytes] != kUnknownPosition && !is_zero(row)) {
-                if (cell_of_row_.size() >= kMostRememberedRows) {
-                    cell_of_row_.clear();
-                }
-                cell_of_row_[hash_of(row)] = {positions_[at / bytes], age_[at / bytes]};
+            if (is_first(layer, side) && !is_zero(row)) {
+                const CellOfRow known{positions_[at / bytes], age_[at / bytes]};
+                cell_of_row_.remember(row, std::as_bytes(std::span(&known, 1)));
             }
         }
         std::memcpy(static_cast<char*>(data) + done, reinterpret_cast<char*>(row.data()) + at % bytes, part);
@@ -733,15 +729,15 @@ void KvCache::set(ggml_tensor* tensor, const void* data, size_t offset, size_t s
             layer.evictor->forget(cell);
             evict_zero_rows(layer, cell);
         }
-        uint32_t age = age_[cell];
-        if (is_first(layer, side)) {
-            const auto known = is_zero(row) ? cell_of_row_.end() : cell_of_row_.find(hash_of(row));
-            const bool is_known = known != cell_of_row_.end();
-            positions_[cell] = is_known ? known->second.position : kUnknownPosition;
-            age = is_known ? known->second.age : window_;  // others are coded as soon as they are used
+        if (is_first(layer, side)) {                     // the host writes it before all others
+            CellOfRow known{kUnknownPosition, window_};  // what nobody knows is coded as soon as it is used
+            if (const auto bytes_of_known = cell_of_row_.find(row); bytes_of_known && !is_zero(row)) {
+                std::memcpy(&known, bytes_of_known->data(), sizeof(known));
+            }
+            positions_[cell] = known.position;
+            reset_cell(cell);
+            age_[cell] = known.age;
         }
-        reset_cell(cell);
-        age_[cell] = age;
         at += part;
         done += part;
     }
@@ -774,6 +770,8 @@ bool KvCache::copy(const ggml_tensor* from, ggml_tensor* to) {
             is_young_[target + i] = 0;
         } else if (layer->store->is_dense(target + i)) {
             reset_cell(target + i);
+        } else {
+            age_[target + i] = age_[source + i];
         }
     }
     std::erase_if(young_, [&](uint32_t cell) { return is_young_[cell] == 0; });
@@ -938,7 +936,8 @@ std::string KvCache::Totals::Mean::text(const char* of) const {
 
 KvCache::Totals KvCache::totals() const {
     Totals totals;
-    totals.resident_bytes = fixed_bytes() + attention_.scratch_bytes() + arena_->idle_bytes();
+    totals.resident_bytes =
+        fixed_bytes() + attention_.scratch_bytes() + arena_->idle_bytes() + cell_of_row_.resident_bytes();
     for (const auto& [index, layer] : layers_) {
         if (layer.store != nullptr) {
             const size_t f16 = row_bytes(layer.k) + row_bytes(layer.v);

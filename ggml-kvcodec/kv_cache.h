@@ -8,7 +8,6 @@
 #include <memory>
 #include <set>
 #include <string>
-#include <unordered_map>
 #include <vector>
 
 #include "ggml-backend.h"
@@ -21,6 +20,7 @@
 #include "kvcodec/evict/saliency.h"
 #include "kvcodec/options.h"
 #include "kvcodec/store/layer_store.h"
+#include "kvcodec/store/remembered_rows.h"
 
 namespace kvcodec::host {
 
@@ -153,13 +153,14 @@ class KvCache {
     size_t n_cells_ = 0;
     size_t cells_per_stream_ = 0;
 
-    // Of each key row that the host has read out, by hash of its bytes: a saved state comes back without positions and
-    // ages. Kept for the first layer only; the others share its cells.
+    // Of key rows that the host has read out: a saved state comes back without positions and ages. Kept for the first
+    // layer only; the others share its cells. Where sequences begin alike, the last one that was read counts.
+    static constexpr size_t kMostRememberedRows = size_t{1} << 18;
     struct CellOfRow {
         int32_t position;
         uint32_t age;
     };
-    std::unordered_map<uint64_t, CellOfRow> cell_of_row_;
+    RememberedRows cell_of_row_{sizeof(CellOfRow), kMostRememberedRows};
 
     // By cell, the same for all layers.
     std::vector<int32_t> positions_;

@@ -232,6 +232,7 @@ constexpr Key kKeys[] = {
     {"mode", "live or strict", [](Draft& d, std::string_view v) { return set_name(v, kModes, d.options.mode); }},
     {"log", "quiet, info or debug", [](Draft& d, std::string_view v) { return set_name(v, kLogs, d.options.log); }},
     {"release", "on or off", [](Draft& d, std::string_view v) { return set_name(v, kSwitch, d.options.release); }},
+    {"remember", "on or off", [](Draft& d, std::string_view v) { return set_name(v, kSwitch, d.options.remember); }},
     {"crossover", "a whole number of cells, or -1 for automatic",
      [](Draft& d, std::string_view v) {
          return set_number<int32_t>(v, -1, std::numeric_limits<int32_t>::max(), d.options.crossover);
@@ -400,6 +401,7 @@ std::string to_string(const Options& options) {
     put("sinks", options.sinks, options.sinks != defaults.sinks);
     put_name("log", options.log, defaults.log, kLogs);
     put_name("release", options.release, defaults.release, kSwitch);
+    put_name("remember", options.remember, defaults.remember, kSwitch);
     put("crossover", options.crossover, options.crossover != defaults.crossover);
     put_name("measure", options.measure, defaults.measure, kMeasures);
     put_name("prefill", options.prefill, defaults.prefill, kPrefills);

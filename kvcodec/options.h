@@ -77,6 +77,7 @@ struct Options {
     Mode mode = Mode::kLive;           ///< mode=live|strict
     Log log = Log::kInfo;              ///< log=quiet|info|debug
     bool release = true;               ///< release=on|off: give dense memory back to the system
+    bool remember = true;              ///< remember=on|off: keep the codes of rows that a saved state holds
     int32_t crossover = -1;            ///< crossover=: attention in code space from that many cells; -1 = auto
     Prefill prefill = Prefill::kStream;  ///< prefill=stream|exact
     Measure measure = Measure::kOff;     ///< measure=off|error|time, for evaluation

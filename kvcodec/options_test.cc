@@ -27,7 +27,8 @@ TEST(OptionsTest, EmptyTextMeansDefaults) {
 TEST(OptionsTest, ReadsEveryKey) {
     const Options options = parse_options(
         "artifact=/tmp/a b=c.kvc.gguf,codec=dictionary,budget=20%,s_k=8,s_v=12,bits_k=3,bits_v=8,coefficients=fp8,"
-        "layout=published,relative_error=0.25,window=64,sinks=2,log=debug,release=off,crossover=512,prefill=exact,"
+        "layout=published,relative_error=0.25,window=64,sinks=2,log=debug,release=off,remember=off,crossover=512,"
+        "prefill=exact,"
         "measure=time");
     EXPECT_EQ(options.artifact, "/tmp/a b=c.kvc.gguf");
     EXPECT_EQ(options.codec, Options::CodecChoice::kDictionary);
@@ -44,6 +45,7 @@ TEST(OptionsTest, ReadsEveryKey) {
     EXPECT_EQ(options.sinks, 2U);
     EXPECT_EQ(options.log, Options::Log::kDebug);
     EXPECT_FALSE(options.release);
+    EXPECT_FALSE(options.remember);
     EXPECT_EQ(options.crossover, 512);
     EXPECT_EQ(options.prefill, Options::Prefill::kExact);
     EXPECT_EQ(options.measure, Options::Measure::kTime);
@@ -110,7 +112,7 @@ TEST(OptionsTest, RoundTrips) {
                              "codec=h2o,budget=20%",
                              "mode=strict,codec=pyramidkv,sinks=4",
                              "codec=snapkv,sinks=4",
-                             "codec=none,log=quiet,release=off,prefill=exact,measure=error",
+                             "codec=none,log=quiet,release=off,remember=off,prefill=exact,measure=error",
                              "artifact=/x/ü.gguf,codec=scalar,coefficients=fp8,layout=published",
                              "artifact=/x.gguf,codec=transform,budget=12.5%",
                              "codec=token",

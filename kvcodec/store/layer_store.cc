@@ -93,8 +93,9 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
         } else {
             (side == Side::kK ? codes_k_ : codes_v_).resize(dense_blocks_.size());
         }
-        const bool alone = codec(side).group_rows() == 1 && !codec(side).is_adaptive();
-        memory(side) = CodeMemory(codes_per_cell(side) * codec(side).code_bytes(), alone ? n_cells_ : 0);
+        const bool codes_single_rows = codec(side).group_rows() == 1 && !codec(side).is_adaptive();
+        remembered(side) =
+            RememberedRows(codes_per_cell(side) * codec(side).code_bytes(), codes_single_rows ? n_cells_ : 0);
     }
 }
 
@@ -304,10 +305,9 @@ std::vector<std::byte> LayerStore::encode_task(const EncodeTask& task, const int
     return codes;
 }
 
-// encode_task() without the rows whose codes are remembered.
 std::vector<std::byte> LayerStore::encode_or_recall(const EncodeTask& task, const int32_t* positions,
                                                     std::span<const uint8_t> salient) const {
-    if (memory(task.side).empty()) {
+    if (remembered(task.side).empty()) {
         return encode_task(task, positions, salient);
     }
     const size_t step = codec(task.side).joint_heads(), bytes = codec(task.side).code_bytes();
@@ -316,7 +316,7 @@ std::vector<std::byte> LayerStore::encode_or_recall(const EncodeTask& task, cons
     std::vector<uint32_t> fresh;
     std::vector<size_t> place;  // of the fresh cells
     for (size_t i = 0; i < n_cells; ++i) {
-        const auto known = memory(task.side).find({dense_row(task.side, task.cells[i]), row_length(task.side)});
+        const auto known = remembered(task.side).find({dense_row(task.side, task.cells[i]), row_length(task.side)});
         for (size_t c = 0; known && c < n_codes; ++c) {
             std::ranges::copy(known->subspan((task.first_head / step + c) * bytes, bytes),
                               codes.begin() + static_cast<std::ptrdiff_t>((c * n_cells + i) * bytes));
@@ -329,6 +329,7 @@ std::vector<std::byte> LayerStore::encode_or_recall(const EncodeTask& task, cons
     if (!fresh.empty()) {
         EncodeTask of_fresh = task;
         of_fresh.cells = fresh;
+        // Codecs of mixed precision code in groups: nothing of theirs is remembered.
         const std::vector<std::byte> encoded = encode_task(of_fresh, positions, {});
         for (size_t c = 0; c < n_codes; ++c) {
             for (size_t i = 0; i < fresh.size(); ++i) {
@@ -470,7 +471,7 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
             codes[i] = encode_or_recall(tasks[i], positions, all_salient);
             if (!codec(tasks[i].side).is_variable()) {
                 put(i);
-                std::vector<std::byte>().swap(codes[i]);
+                std::vector<std::byte>().swap(codes[i]);  // = {} would keep the memory
             }
         }
     });
@@ -576,7 +577,13 @@ void LayerStore::read(Side side, size_t cell, const int32_t* positions, uint16_t
 
 void LayerStore::read_out(Side side, size_t cell, const int32_t* positions, uint16_t* row) {
     read(side, cell, positions, row);
-    if (!is_coded(cell) || shift(cell) != 0 || !evicted_.empty()) {
+    // Of keys that are coded after RoPE, a shift says what the code does not.
+    const bool is_shifted = side == Side::kK && codecs_.rope_tables == nullptr && shift(cell) != 0;
+    bool is_evicted_in_part = false;
+    for (size_t head = 0; head < geometry_.n_head_kv; ++head) {
+        is_evicted_in_part |= is_evicted(cell, head);
+    }
+    if (!is_coded(cell) || is_shifted || is_evicted_in_part || !remembered(side).has_room()) {
         return;
     }
     const size_t step = codec(side).joint_heads(), bytes = codec(side).code_bytes();
@@ -587,7 +594,7 @@ void LayerStore::read_out(Side side, size_t cell, const int32_t* positions, uint
                                                     : std::span<const std::byte>(this->code(side, cell, head), bytes);
         std::ranges::copy(code, codes.begin() + static_cast<std::ptrdiff_t>(head / step * bytes));
     }
-    memory(side).remember({row, row_length(side)}, codes);
+    remembered(side).remember({row, row_length(side)}, codes);
 }
 
 void LayerStore::shift_key(size_t cell, int32_t delta, const Rope& rope) {
@@ -669,7 +676,7 @@ size_t LayerStore::resident_bytes() const {
     if (has_codecs()) {
         bytes += n_blocks(codes_k_) * block_bytes(Side::kK) + n_blocks(codes_v_) * block_bytes(Side::kV);
     }
-    bytes += memory_k_.resident_bytes() + memory_v_.resident_bytes();
+    bytes += remembered_k_.resident_bytes() + remembered_v_.resident_bytes();
     for (const auto* blocks : {&variable_k_, &variable_v_}) {
         bytes += blocks->size() * sizeof(VariableBlock);
         for (const VariableBlock& block : *blocks) {

@@ -15,8 +15,8 @@
 #include "kvcodec/codec/rope.h"
 #include "kvcodec/codec/variable_block.h"
 #include "kvcodec/store/code_arena.h"
-#include "kvcodec/store/code_memory.h"
 #include "kvcodec/store/dense_pool.h"
+#include "kvcodec/store/remembered_rows.h"
 #include "kvcodec/threads.h"
 
 namespace kvcodec {
@@ -144,7 +144,8 @@ class LayerStore {
     /// One whole row [n_head_kv * dim] in half precision, from whatever state it is in.
     void read(Side side, size_t cell, const int32_t* positions, uint16_t* row) const;
     /// read(), for a program that may write the row back: then encode() gives a coded one the code that it has now, as
-    /// far as the latest rows are remembered. Not for adaptive codecs and those that code rows in groups.
+    /// far as rows are remembered: the n_cells that were read last. Not for adaptive codecs and those that code rows in
+    /// groups.
     void read_out(Side side, size_t cell, const int32_t* positions, uint16_t* row);
 
     /// Gives up the K and V of one head of a dense or coded cell. A cell that has lost every head gives its memory
@@ -218,8 +219,8 @@ class LayerStore {
     /// encode_task() without the rows whose codes are remembered.
     std::vector<std::byte> encode_or_recall(const EncodeTask& task, const int32_t* positions,
                                             std::span<const uint8_t> salient) const;
-    CodeMemory& memory(Side side) { return side == Side::kK ? memory_k_ : memory_v_; }
-    const CodeMemory& memory(Side side) const { return side == Side::kK ? memory_k_ : memory_v_; }
+    RememberedRows& remembered(Side side) { return side == Side::kK ? remembered_k_ : remembered_v_; }
+    const RememberedRows& remembered(Side side) const { return side == Side::kK ? remembered_k_ : remembered_v_; }
     void put_codes(Side side, size_t head, std::span<const uint32_t> cells, std::span<const std::byte> codes);
     void adopt_marked(const EncodeTask& task, const int32_t* positions, std::span<std::byte> codes) const;
     VariableBlock& variable_block(Side side, size_t cell, size_t head) {
@@ -271,8 +272,8 @@ class LayerStore {
     std::vector<std::byte*> codes_v_;
     std::vector<VariableBlock> variable_k_;  // [blocks, heads] of the others
     std::vector<VariableBlock> variable_v_;
-    CodeMemory memory_k_;
-    CodeMemory memory_v_;
+    RememberedRows remembered_k_;
+    RememberedRows remembered_v_;
     std::vector<uint64_t> evicted_;  // [blocks, heads], a bit a cell; empty until the first eviction
     size_t n_coded_ = 0;
     size_t n_emptied_ = 0;

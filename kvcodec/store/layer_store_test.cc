@@ -338,6 +338,8 @@ TEST_F(LayerStoreTest, RowsThatAreReadOutAndWrittenBackKeepTheirCodes) {
     store_.write_half(Side::kV, cells[7], first[15].data());
     encode({cells[7]});
     EXPECT_LT(relative_error(shifted, read(Side::kK, cells[7])), 0.1);
+    EXPECT_NE(read(Side::kK, cells[7]), shifted);
+    EXPECT_EQ(read(Side::kV, cells[7]), first[15]);
 }
 
 TEST_F(LayerStoreTest, OverwritingACodeDropsIt) {
@@ -755,6 +757,33 @@ class VariableStoreTest : public LayerStoreTest {
     std::shared_ptr<const Codec> variable_;
     std::shared_ptr<const Codec> adaptive_;
 };
+
+TEST_F(VariableStoreTest, RowsThatAreReadOutAndWrittenBackKeepTheirCodes) {
+    std::vector<uint32_t> cells(100);
+    std::iota(cells.begin(), cells.end(), 30U);
+    std::ranges::for_each(cells, [&](uint32_t cell) { write(cell); });
+    const std::unique_ptr<Team> team = make_parked_team(3);
+    store_.encode(cells, positions_.data(), *team);
+    std::vector<std::vector<uint16_t>> rows;
+    for (const uint32_t cell : cells) {
+        for (const Side side : {Side::kK, Side::kV}) {
+            rows.emplace_back(side == Side::kK ? kRowK : kRowV);
+            store_.read_out(side, cell, positions_.data(), rows.back().data());
+        }
+    }
+    for (int round = 0; round < 3; ++round) {
+        store_.clear();
+        for (size_t i = 0; i < cells.size(); ++i) {
+            store_.write_half(Side::kK, cells[i], rows[2 * i].data());
+            store_.write_half(Side::kV, cells[i], rows[2 * i + 1].data());
+        }
+        store_.encode(cells, positions_.data(), *team);
+        for (size_t i = 0; i < cells.size(); ++i) {
+            ASSERT_EQ(read(Side::kK, cells[i]), rows[2 * i]);
+            ASSERT_EQ(read(Side::kV, cells[i]), rows[2 * i + 1]);
+        }
+    }
+}
 
 TEST_F(VariableStoreTest, RowsSurviveOthers) {
     std::vector<uint32_t> cells(150);

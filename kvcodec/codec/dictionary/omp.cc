@@ -63,7 +63,7 @@ constexpr float kGramPivot = 1e-3F;
 constexpr float kGramRemaining = 1e-4F;
 /// Beyond this correlation of a support's atom with what the fit leaves, one step of refinement is not enough.
 constexpr float kGramGradient = 1e-3F;
-/// It has this many bits for coefficients above 1, times the longest atom.
+/// The Gram variant has this many bits for coefficients above 1, times the longest atom.
 constexpr int kHeadroomBits = 2;
 
 }  // namespace
@@ -382,9 +382,8 @@ class Pursuit {
         }
     }
 
-    // Takes the coefficients' atoms from the unit vector. Returns the energy that is left.
-    float subtract_fit() {
-        const float* coefficient = coefficients();
+    // Takes the support's atoms times these from the unit vector. Returns the energy that is left.
+    float subtract(const float* coefficient) {
         size_t i = 0;
         for (; i + kLanes <= job_.dim; i += kLanes) {
             Vec rest = hn::LoadU(kTag, unit_.data() + i);
@@ -493,7 +492,7 @@ void finish(const OmpJob& job, DirectPursuit& state) {
         }
         coefficient[k] /= pursuit.factor(k)[k];
     }
-    pursuit.finish(job.residual_energy != nullptr ? pursuit.subtract_fit() : 0.0F);
+    pursuit.finish(job.residual_energy != nullptr ? pursuit.subtract(coefficient) : 0.0F);
 }
 
 void encode_direct(const OmpJob& job, const PackedAtoms& packed, const std::vector<size_t>& rows_of_x) {
@@ -595,6 +594,7 @@ class GramPursuit {
         pursuit_ = &pursuit;
         correlations_ = correlations;
         std::fill_n(coefficient_.get(), stride_, 0.0F);
+        smallest_pivot_ = 1.0F;
         Correlation best = find_best(0, largest_correlations());
         while (extend(best)) {
             if (is_at_threshold()) {
@@ -670,15 +670,17 @@ class GramPursuit {
         for (size_t i = 0; i <= k; ++i) {
             inverse_columns_[i * stride_ + k] = inverse[i];
         }
+        smallest_pivot_ = std::min(smallest_pivot_, pivot);
         pursuit.add(best.atom, pivot);
         pursuit.set_remaining(pursuit.remaining() - projection * projection);
         return true;
     }
 
-    // Whether what is left is too near to what the caller allows.
+    // Whether what is left is too near to what the caller allows. Errors of correlations count divided by the pivots.
     bool is_at_threshold() const {
         const float delta = pursuit_->relative_error();
-        return delta > 0.0F && std::abs(pursuit_->remaining() - delta * delta) < kGramRemaining;
+        return delta > 0.0F && pursuit_->count() < sparsity_ &&
+               std::abs(pursuit_->remaining() - delta * delta) < kGramRemaining / smallest_pivot_;
     }
 
     // levels_ = -coefficient_ in 16 bits. False: one is out of range.
@@ -809,7 +811,7 @@ class GramPursuit {
         const size_t count = pursuit.count();
         float* coefficient = pursuit.coefficients();
         std::copy_n(coefficient_.get(), count, coefficient);
-        float remaining = pursuit.subtract_fit();
+        pursuit.subtract(coefficient);
         float gradient[kMaxSparsity];
         for (size_t k = 0; k < count; ++k) {
             gradient[k] = pursuit.correlation(k);
@@ -823,7 +825,11 @@ class GramPursuit {
         combine(inverse_rows_.get(), solved, count, step);
         for (size_t k = 0; k < count; ++k) {
             coefficient[k] += step[k];
-            remaining -= step[k] * gradient[k];
+        }
+        const float remaining = pursuit.subtract(step);
+        const float delta = pursuit.relative_error();
+        if (count < sparsity_ && remaining > delta * delta) {
+            return false;
         }
         pursuit.finish(remaining);
         return true;
@@ -841,6 +847,7 @@ class GramPursuit {
     Floats coefficient_;                  // [stride], of the unit vector
     Pursuit* pursuit_ = nullptr;
     const int32_t* correlations_ = nullptr;
+    float smallest_pivot_ = 1.0F;
 };
 
 void encode_gram(const OmpJob& job, const PackedAtoms& packed) {

@@ -22,9 +22,9 @@ inline constexpr size_t kMaxAtoms = 65536;
 /// y = argmin ||x - D y|| over y with at most s nonzeros, greedily: the atom that correlates most with the residual
 /// joins the support, then all coefficients are re-fitted by least squares. Follows the methods of Pati et al. 1993 and
 /// Rubinstein et al. 2008; unlike the published code it never chooses an atom twice, stops at a residual lost in
-/// rounding (||r|| around 1e-6 ||x||) and codes zero and non-finite vectors as zero. Correlations are of 16-bit
-/// numbers: of atoms whose correlations differ by less than 1e-4 ||x|| any may be chosen, and which one may depend on
-/// n. The fit is in 32 bits.
+/// rounding (||r|| around 1e-6 ||x||, or all correlations with it) and codes zero and non-finite vectors as zero.
+/// Correlations are of 16-bit numbers: of atoms whose correlations differ by less than 1e-4 ||x|| any may be chosen,
+/// and which one may depend on n. The fit is in 32 bits.
 ///
 /// atoms: [n_atoms, dim] row-major, L2 norms close to 1 (half-precision atoms may be off: the fit uses the true norms).
 /// x: [n, dim] row-major. index, coefficient: [n, sparsity] in order of choice (unused tail: 0). count: [n] nonzeros.
@@ -34,7 +34,8 @@ inline constexpr size_t kMaxAtoms = 65536;
 ///
 /// Single-threaded; call on slices of x from several threads. A call packs the atoms first, as much work as some ten
 /// choices; a large batch also builds the atoms' Gram matrix (2 n_atoms^2 bytes, freed before returning), which makes
-/// it twice as fast. Throws Error if sparsity, n_atoms or dim is out of range.
+/// it twice as fast. Throws Error if sparsity, n_atoms or dim is out of
+/// range, or where there is no memory.
 void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, size_t n, const OmpOptions& options,
                 uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy, float* factor = nullptr);
 

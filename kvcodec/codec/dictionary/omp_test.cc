@@ -326,6 +326,7 @@ TEST_P(Omp, FitsAtomsThatAreNearlyDependent) {
         }
         // 32 bits hold the factor to 1e-7 / pivot^2.
         expect_matching_pursuits(dictionary, x, encode(dictionary, x, {12}), 0.0F, 5e-4);
+        expect_matching_pursuits(dictionary, x, encode(dictionary, x, {12, 0.3F}), 0.3F, 5e-4);
     }
 }
 

@@ -685,15 +685,12 @@ class GramPursuit {
 
     // levels_ = -coefficient_ in 16 bits. False: one is out of range.
     bool round_coefficients() {
-        const hn::Repartition<int32_t, decltype(kHalfShortTag)> pair_tag;
         Vec largest = hn::Zero(kTag);
         for (size_t v = 0; v < stride_; v += kLanes) {
-            const Vec scaled = hn::Mul(hn::Set(kTag, -levels_per_coefficient_), hn::Load(kTag, coefficient_.get() + v));
-            largest = hn::Max(largest, hn::Abs(scaled));
-            const auto levels = hn::DemoteTo(kHalfShortTag, hn::NearestInt(scaled));
-            hn::Store(hn::BitCast(pair_tag, levels), pair_tag, levels_.get() + v / 2);
+            largest = hn::Max(largest, hn::Abs(hn::Load(kTag, coefficient_.get() + v)));
         }
-        return hn::GetLane(hn::MaxOfLanes(kTag, largest)) <= kUnitLevel;
+        round_pairs(coefficient_.get(), stride_, -levels_per_coefficient_, levels_.get());
+        return levels_per_coefficient_ * hn::GetLane(hn::MaxOfLanes(kTag, largest)) <= kUnitLevel;
     }
 
     // Adds the new atom's row of G to the others. Returns the largest correlations of the residual.

@@ -38,6 +38,14 @@ std::vector<Target> targets_of_machine() {
 
 }  // namespace
 
+bool has_avx512_vnni() {
+#if HWY_ARCH_X86
+    return (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+#else
+    return false;
+#endif
+}
+
 std::vector<std::string> target_names() {
     std::vector<std::string> names;
     for (const Target& target : targets_of_machine()) {

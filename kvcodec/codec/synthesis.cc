@@ -4,6 +4,8 @@
 #include <cmath>
 #include <cstring>
 
+#include "kvcodec/target.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/codec/synthesis.cc"
 #include <hwy/foreach_target.h>
@@ -255,9 +257,7 @@ Synthesis::Synthesis(std::span<const float> rows, size_t n_rows, size_t width)
             column_sum_[i] += rounded;
         }
     }
-#if HWY_ARCH_X86
-    has_byte_products_ = (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
-#endif
+    has_byte_products_ = has_avx512_vnni();
 }
 
 void Synthesis::rebuild(const int8_t* levels, size_t stride, const float* scale, size_t n, Part part, float* x) const {

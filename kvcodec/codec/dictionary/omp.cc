@@ -909,14 +909,6 @@ namespace kvcodec {
 
 HWY_EXPORT(encode);
 
-bool has_short_products() {
-#if HWY_ARCH_X86
-    return (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
-#else
-    return false;
-#endif
-}
-
 void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, size_t n, const OmpOptions& options,
                 uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy, float* factor) {
     if (n_atoms == 0 || n_atoms > kMaxAtoms || dim == 0) {

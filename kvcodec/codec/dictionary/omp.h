@@ -4,16 +4,15 @@
 #include <cstddef>
 #include <cstdint>
 
-namespace kvcodec {
+#include "kvcodec/target.h"
 
-/// Whether one instruction adds products of two 16-bit integers (AVX-512 with VNNI). Asking takes microseconds.
-bool has_short_products();
+namespace kvcodec {
 
 /// When a pursuit stops: after `sparsity` atoms, or before once ||residual|| <= relative_error * ||x||.
 struct OmpOptions {
-    size_t sparsity = 8;                         ///< at most this many atoms a vector, <= kMaxSparsity
-    float relative_error = 0.0F;                 ///< delta of the published error threshold; 0 = off
-    bool short_products = has_short_products();  ///< may be turned off, but not on
+    size_t sparsity = 8;                      ///< at most this many atoms a vector, <= kMaxSparsity
+    float relative_error = 0.0F;              ///< delta of the published error threshold; 0 = off
+    bool short_products = has_avx512_vnni();  ///< may be turned off, but not on
 };
 
 inline constexpr size_t kMaxSparsity = 64;

@@ -15,6 +15,8 @@
 #include <bit>
 #include <utility>
 
+#include "kvcodec/target.h"
+
 // The target of these functions is no target of the Highway that Debian 12 has, so they are not compiled by it.
 #define KVCODEC_VNNI __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vnni")))
 #define KVCODEC_VNNI_INLINE KVCODEC_VNNI inline __attribute__((always_inline))
@@ -521,7 +523,7 @@ KVCODEC_VNNI void accumulate_all(const ScalarFormat& format, const float* p, siz
 }  // namespace
 
 bool serve(const ScalarFormat& format) {
-    return format.bits <= 4 && format.dim % kGroup == 0 && (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
+    return format.bits <= 4 && format.dim % kGroup == 0 && has_avx512_vnni();
 }
 
 void score(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,

@@ -15,6 +15,7 @@
 #include "kvcodec/codec/shrinkage.h"
 #include "kvcodec/codec/transform/inverse.h"
 #include "kvcodec/error.h"
+#include "kvcodec/target.h"
 
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/codec/transform/transform_codec.cc"
@@ -439,9 +440,7 @@ TransformCodec::TransformCodec(std::span<const float> basis, std::span<const flo
             static_cast<int16_t>(std::lround(analysis[i] / format_.analysis_unit[i % format_.n_active])));
     }
     format_.lookups = make_lookups(format_.bits, format_.n_active);
-#if HWY_ARCH_X86
-    format_.has_byte_instructions = (hwy::SupportedTargets() & HWY_AVX3_DL) != 0;
-#endif
+    format_.has_byte_instructions = has_avx512_vnni();
     if (format_.has_byte_instructions) {
         format_.wide_lookups = make_wide_lookups(format_.bits, format_.n_active);
     }

@@ -93,7 +93,7 @@ class Codec {
     /// s[i, lanes] = q . x(row[i]) for each listed row.
     virtual void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                        float* s) const = 0;
-    /// acc[M, lanes] += p[i, lanes] * code(row[i]) for each listed row.
+    /// acc[M, lanes] += p[i, lanes] * code(row[i]) for each listed row; p is not negative.
     virtual void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                             float* acc) const = 0;
     /// Elements [begin, end) of out[lanes, dim] += expansion of acc; begin and end are multiples of 16 or dim().

@@ -31,27 +31,32 @@ namespace {
 constexpr size_t kRows = 16;
 /// Rows whose weights are rounded together.
 constexpr size_t kChunk = 64;
+constexpr size_t kSixteens = kChunk / kRows;
 constexpr size_t kGroup = 32;
 /// Fours of elements in a group.
 constexpr size_t kFours = kGroup / 4;
 /// Lanes whose products are summed in registers; they come in quads.
 constexpr size_t kMaxTile = 8;
 constexpr size_t kQuad = 4;
-/// Levels are stored as unsigned bytes, so much larger.
+/// Where levels are unsigned bytes, they are so much larger.
 constexpr int kOffset = 128;
-/// 16-bit factors are split in two bytes, high * kHigh + low.
-constexpr int kHigh = 256;
-constexpr float kLargest = 127.0F * kHigh;
+/// What the largest query element of a lane becomes, and the largest weight: weights are not negative, and half a unit
+/// may be carried over to them.
+constexpr float kLargestQuery = 127.0F;
+constexpr float kLargestWeight = 254.0F;
 /// Factors below are as good as zero, and have no inverse unit.
 constexpr float kLeast = 1e-30F;
 
-float scale_of(const ScalarFormat& format, const uint8_t* codes, size_t row) {
-    return format.scales[codes[(row + 1) * format.code_bytes - 1]];
+/// The row of sixteen in 32-bit lane `lane`: row 4i + j is the i-th of 128-bit part j, so that what is transposed
+/// within the parts comes out in the order of rows.
+constexpr size_t row_in_lane(size_t lane) {
+    return lane % kQuad * kQuad + lane / kQuad;
 }
 
 /// Words of the planes of one group of elements, of 16 rows.
 struct Planes {
-    __m512i low, high;            // bits 0 and 1 of the places
+    __m512i path;
+    __m512i path_early;           // kHistory bits later, those of the group before first
     __m512i pair_even, pair_odd;  // two bits of the elements in even and odd fours
     __m512i single;
 };
@@ -59,39 +64,63 @@ struct Planes {
 /// The codes of up to kRows rows as words: a vector for each word, a row in each 32-bit lane.
 class Words {
   public:
-    static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
-
     /// The n rows from `row` on; the last stands in for those that are missing.
     KVCODEC_VNNI_INLINE void load(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n) {
+        std::array<const uint8_t*, kRows> code;
+        for (size_t lane = 0; lane < kRows; ++lane) {
+            code[lane] = codes + row[std::min(row_in_lane(lane), n - 1)] * format.code_bytes;
+        }
         const size_t n_words = format.dim * format.bits / 32;
+        // The byte of the scale comes next; where it would be all that is wanted of eight words, it is read alone.
+        const bool with_scale = n_words % kAtOnce != 0;
         for (size_t word = 0; word < n_words; word += kAtOnce) {
-            const auto wanted = static_cast<__mmask8>((1U << std::min(kAtOnce, n_words - word)) - 1);
-            // Two rows in a vector, eight apart, whose words are then transposed in squares of eight.
+            const size_t n_wanted = std::min(kAtOnce, n_words + (with_scale ? 1 : 0) - word);
+            const auto wanted = static_cast<__mmask8>((1U << n_wanted) - 1);
+            // Two rows in a vector, eight lanes apart, whose words are then transposed in squares of eight.
             __m512i v[kAtOnce];
             for (size_t i = 0; i < kAtOnce; ++i) {
-                const auto load_row = [&](size_t r) KVCODEC_VNNI_LAMBDA {
-                    const size_t at = row[std::min(r, n - 1)] * format.code_bytes + 4 * word;
-                    return _mm256_maskz_loadu_epi32(wanted, codes + at);
+                const auto load_row = [&](size_t lane) KVCODEC_VNNI_LAMBDA {
+                    return _mm256_maskz_loadu_epi32(wanted, code[lane] + 4 * word);
                 };
                 v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(load_row(i)), load_row(i + kAtOnce), 1);
             }
             transpose(v, words_ + word);
         }
+        if (!with_scale) {
+            alignas(64) std::array<int32_t, kRows> scale;
+            for (size_t lane = 0; lane < kRows; ++lane) {
+                scale[lane] = code[lane][4 * n_words];
+            }
+            words_[n_words] = _mm512_load_si512(scale.data());
+        }
+        n_words_ = n_words;
     }
     KVCODEC_VNNI_INLINE __m512i operator[](size_t word) const { return words_[word]; }
+    /// What a level unit of each row is.
+    KVCODEC_VNNI_INLINE __m512 scales(const ScalarFormat& format) const {
+        constexpr int kStepsPerOctave = ScalarFormat::kStepsPerOctave;
+        const __m512i byte = _mm512_and_si512(words_[n_words_], _mm512_set1_epi32(0xFF));
+        // byte / kStepsPerOctave
+        constexpr int kShift = 11, kInverse = (1 << kShift) / kStepsPerOctave + 1;
+        const __m512i octave = _mm512_srli_epi32(_mm512_mullo_epi32(byte, _mm512_set1_epi32(kInverse)), kShift);
+        const __m512i step = _mm512_sub_epi32(byte, _mm512_mullo_epi32(octave, _mm512_set1_epi32(kStepsPerOctave)));
+        const __m512 of_step = _mm512_permutexvar_ps(step, _mm512_loadu_ps(format.first_octave.data()));
+        return _mm512_maskz_scalef_ps(_mm512_test_epi32_mask(byte, byte), of_step, _mm512_cvtepi32_ps(octave));
+    }
 
   private:
     static constexpr size_t kAtOnce = 8;
+    static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
 
-    /// v: [8 rows][2 parts of 8 words] -> to [8 words][2 parts of 8 rows].
+    /// v: [8 lanes][2 parts of 8 words] -> to [8 words][2 parts of 8 lanes].
     KVCODEC_VNNI_INLINE static void transpose(const __m512i* v, __m512i* to) {
         __m512i pairs[kAtOnce], fours[kAtOnce];
         for (size_t i = 0; i < kAtOnce; i += 2) {
-            pairs[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);      // words 0 and 1 of rows i, i + 1; 4 and 5
+            pairs[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);      // words 0 and 1 of lanes i, i + 1; 4 and 5
             pairs[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);  // words 2 and 3; 6 and 7
         }
         for (size_t i = 0; i < kAtOnce; i += 4) {
-            fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);  // word 0 of rows i .. i + 3; word 4
+            fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);  // word 0 of lanes i .. i + 3; word 4
             fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
             fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
             fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
@@ -104,21 +133,18 @@ class Words {
         }
     }
 
-    __m512i words_[kMax];
+    __m512i words_[kMax + kAtOnce];  // the scale behind the last of the planes
+    size_t n_words_;
 };
 
 template <unsigned kBits>
 KVCODEC_VNNI_INLINE Planes planes_of(const ScalarFormat& format, const Words& words, size_t group) {
     const size_t n_groups = format.dim / kGroup;
-    const __m512i path = words[group];
     const __m512i before = group == 0 ? _mm512_setzero_si512() : words[group - 1];
-    const __m512i history = _mm512_srli_epi32(before, 32 - Trellis::kHistory);
-    // Trellis::low() and high(), in every lane.
     Planes planes;
-    planes.low = _mm512_or_si512(_mm512_slli_epi32(path, 2), _mm512_srli_epi32(history, 1));
-    const __m512i second = _mm512_or_si512(_mm512_slli_epi32(path, 1), _mm512_srli_epi32(history, 2));
-    const __m512i fourth = _mm512_or_si512(_mm512_slli_epi32(path, 3), history);
-    planes.high = _mm512_xor_si512(path, _mm512_xor_si512(second, fourth));
+    planes.path = words[group];
+    planes.path_early = _mm512_or_si512(_mm512_slli_epi32(planes.path, Trellis::kHistory),
+                                        _mm512_srli_epi32(before, 32 - Trellis::kHistory));
     if constexpr (kBits >= 3) {
         planes.pair_even = words[n_groups + 2 * group];
         planes.pair_odd = words[n_groups + 2 * group + 1];
@@ -145,44 +171,49 @@ KVCODEC_VNNI_INLINE __m512i select(uint8_t mask, __m512i a, __m512i b) {
     return _mm512_ternarylogic_epi32(_mm512_set1_epi8(static_cast<char>(mask)), a, b, 0xCA);
 }
 
-/// Levels of the four elements from 4 * four on, with kOffset.
-template <unsigned kBits, int four>
-KVCODEC_VNNI_INLINE __m512i levels_of(const Planes& planes, __m512i lookup) {
-    const __m512i low_two = select(1, shift_right<four>(planes.low), shift_right<four - 1>(planes.high));
-    __m512i place = low_two;
-    if constexpr (kBits == 2) {
-        place = select(3, low_two, shift_right<four - 2>(planes.single));
-    } else {
-        const __m512i pair = four % 2 == 0 ? planes.pair_even : planes.pair_odd;
-        place = select(3, low_two, shift_right<four / 2 * 2 - 2>(pair));
+/// ScalarFormat::level_of_key, kOffset added or not.
+template <unsigned kBits>
+class Lookup {
+  public:
+    KVCODEC_VNNI_INLINE Lookup(const ScalarFormat& format, bool with_offset) {
+        const __m512i offset = _mm512_set1_epi8(static_cast<char>(with_offset ? kOffset : 0));
+        first_ = _mm512_xor_si512(_mm512_loadu_si512(format.level_of_key.data()), offset);
+        second_ = _mm512_xor_si512(_mm512_loadu_si512(format.level_of_key.data() + 64), offset);
     }
-    if constexpr (kBits == 4) {
-        place = select(15, place, shift_right<four - 4>(planes.single));
-    }
-    return _mm512_permutexvar_epi8(place, lookup);  // bits above 64 places are ignored
-}
 
-/// Levels by place, with kOffset, repeated.
-struct Lookup {
-    explicit Lookup(const ScalarFormat& format) {
-        const size_t n = size_t{2} << format.bits;
-        for (size_t i = 0; i < levels.size(); ++i) {
-            levels[i] = static_cast<uint8_t>(format.levels[i % n] + kOffset);
+    /// Of the four elements from 4 * four on.
+    template <int four>
+    KVCODEC_VNNI_INLINE __m512i levels(const Planes& planes) const {
+        constexpr int kHistory = Trellis::kHistory, kPathBits = kHistory + 1;
+        // The last byte's path bits end where path_early was cut off, or before.
+        __m512i key;
+        if constexpr (four <= 8 - kPathBits) {
+            key = shift_right<four>(planes.path_early);
+        } else {
+            key = shift_right<four - kHistory>(planes.path);
+        }
+        if constexpr (kBits == 2) {
+            key = select(0x0F, key, shift_right<four - kPathBits>(planes.single));
+        } else {
+            const __m512i pair = four % 2 == 0 ? planes.pair_even : planes.pair_odd;
+            key = select(0x0F, key, shift_right<four / 2 * 2 - kPathBits>(pair));
+        }
+        if constexpr (kBits == 4) {
+            key = select(0x3F, key, shift_right<four - kPathBits - 2>(planes.single));
+            return _mm512_permutex2var_epi8(first_, key, second_);
+        } else {
+            return _mm512_permutexvar_epi8(key, first_);  // bits above six are ignored
         }
     }
-    KVCODEC_VNNI_INLINE __m512i load() const { return _mm512_load_si512(levels.data()); }
 
-    alignas(64) std::array<uint8_t, 64> levels;
+  private:
+    __m512i first_, second_;
 };
 
-/// Factors of four lanes as pairs of bytes: 16-bit integers in units of `unit`.
-struct Quad {
-    __m512 unit;       // [4 times, 4]
-    __m512 inverse;    // of unit; 0 for a lane of zeros
-    __m512i sum;       // of the integers
-    __m512i sum_high;  // of their high bytes
-    size_t n_active;   // up to the last lane that is not all zeros (or as good as)
-};
+/// Eight lanes of two rows.
+KVCODEC_VNNI_INLINE __m512 load_two(const float* x, size_t stride) {
+    return _mm512_insertf32x8(_mm512_castps256_ps512(_mm256_loadu_ps(x)), _mm256_loadu_ps(x + stride), 1);
+}
 
 /// Four lanes of four rows.
 KVCODEC_VNNI_INLINE __m512 load_four(const float* x, size_t stride) {
@@ -195,43 +226,234 @@ KVCODEC_VNNI_INLINE __m512 load_four(const float* x, size_t stride) {
     return _mm512_insertf32x4(rows, _mm_loadu_ps(x + 3 * stride), 3);
 }
 
-/// x: n rows, a multiple of 4, of `stride`; four lanes of each.
-KVCODEC_VNNI_INLINE Quad quad_of(const float* x, size_t n, size_t stride) {
-    __m512 most = _mm512_setzero_ps(), most_too = most;
-    size_t i = 0;
-    for (; i + 8 <= n; i += 8) {
-        most = _mm512_max_ps(most, _mm512_abs_ps(load_four(x + i * stride, stride)));
-        most_too = _mm512_max_ps(most_too, _mm512_abs_ps(load_four(x + (i + 4) * stride, stride)));
-    }
-    if (i < n) {
-        most = _mm512_max_ps(most, _mm512_abs_ps(load_four(x + i * stride, stride)));
-    }
-    most = _mm512_max_ps(most, most_too);
+/// What four lanes of factors are rounded to: integers in units of `unit`.
+struct Units {
+    __m128 unit;
+    __m512 inverse;   // [4 times, 4]; 0 for a lane of zeros
+    size_t n_active;  // up to the last lane that is not all zeros (or as good as)
+};
+
+/// most: [4 parts, 4 lanes], their largest magnitudes.
+KVCODEC_VNNI_INLINE Units units_of(__m512 most, float largest_integer) {
     const __m256 halves = _mm256_max_ps(_mm512_castps512_ps256(most), _mm512_extractf32x8_ps(most, 1));
     const __m128 largest = _mm_max_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
     const __mmask8 active = _mm_cmp_ps_mask(largest, _mm_set1_ps(kLeast), _CMP_GT_OQ);
-    Quad quad;
-    quad.unit = _mm512_broadcast_f32x4(_mm_mul_ps(largest, _mm_set1_ps(1.0F / kLargest)));
-    quad.inverse = _mm512_broadcast_f32x4(_mm_maskz_div_ps(active, _mm_set1_ps(kLargest), largest));
-    quad.sum = _mm512_setzero_si512();
-    quad.sum_high = _mm512_setzero_si512();
-    quad.n_active = static_cast<size_t>(std::bit_width(unsigned{active}));
-    return quad;
+    Units units;
+    units.unit = _mm_mul_ps(largest, _mm_set1_ps(1.0F / largest_integer));
+    units.inverse = _mm512_broadcast_f32x4(_mm_maskz_div_ps(active, _mm_set1_ps(largest_integer), largest));
+    units.n_active = static_cast<size_t>(std::bit_width(unsigned{active}));
+    return units;
 }
 
-/// The integers of four rows of x: for each lane, a dword of four high and one of four low bytes.
-struct QuadBytes {
-    __m128i high, low;
+/// Four rows of a tile's lanes: of one quad a vector with a row in each 128-bit part, of two quads two with two rows.
+struct FourRows {
+    __m512 v[kMaxTile / kQuad];
 };
 
-KVCODEC_VNNI_INLINE QuadBytes round_four(Quad& quad, __m512 x) {
-    const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(x, quad.inverse));
-    quad.sum = _mm512_add_epi32(quad.sum, whole);
-    const __m512i high = _mm512_srai_epi32(_mm512_add_epi32(whole, _mm512_set1_epi32(kHigh / 2)), 8);
-    quad.sum_high = _mm512_add_epi32(quad.sum_high, high);
+/// The first n rows, `stride` floats apart.
+KVCODEC_VNNI_INLINE void store_rows(const FourRows& rows, float* to, size_t stride, size_t n_quads, size_t n) {
+    const size_t n_rows = std::min(n, kQuad);
+    if (n_quads == 1 && stride == kQuad) {
+        _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1U << (kQuad * n_rows)) - 1), rows.v[0]);
+    } else if (n_quads == 1) {
+        const __m128 parts[4] = {_mm512_castps512_ps128(rows.v[0]), _mm512_extractf32x4_ps(rows.v[0], 1),
+                                 _mm512_extractf32x4_ps(rows.v[0], 2), _mm512_extractf32x4_ps(rows.v[0], 3)};
+        for (size_t i = 0; i < n_rows; ++i) {
+            _mm_storeu_ps(to + i * stride, parts[i]);
+        }
+    } else {
+        const __m256 halves[4] = {_mm512_castps512_ps256(rows.v[0]), _mm512_extractf32x8_ps(rows.v[0], 1),
+                                  _mm512_castps512_ps256(rows.v[1]), _mm512_extractf32x8_ps(rows.v[1], 1)};
+        for (size_t i = 0; i < n_rows; ++i) {
+            _mm256_storeu_ps(to + i * stride, halves[i]);
+        }
+    }
+}
+
+// --- score
+
+/// Queries of a tile.
+struct Queries {
+    alignas(64) std::array<int32_t, ScalarFormat::kMaxDim / 4 * kMaxTile> fours;  // [dim / 4, kMaxTile] of four bytes
+    std::array<float, kMaxTile> unit;
+    std::array<int32_t, kMaxTile> offset;  // what kOffset makes of sums, negated
+};
+
+/// Returns how many of the lanes are active.
+KVCODEC_VNNI_INLINE size_t round_queries(const float* table, size_t dim, size_t lanes, size_t n_quads, Queries& q) {
     const __m128i by_lane = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return {_mm_shuffle_epi8(_mm512_cvtepi32_epi8(high), by_lane),
-            _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), by_lane)};  // modulo 256: low
+    size_t n_active = 0;
+    for (size_t quad = 0; quad < n_quads; ++quad) {
+        const float* x = table + quad * kQuad;
+        __m512 most = _mm512_setzero_ps(), most_too = most;
+        for (size_t i = 0; i < dim; i += 8) {
+            most = _mm512_max_ps(most, _mm512_abs_ps(load_four(x + i * lanes, lanes)));
+            most_too = _mm512_max_ps(most_too, _mm512_abs_ps(load_four(x + (i + 4) * lanes, lanes)));
+        }
+        const Units units = units_of(_mm512_max_ps(most, most_too), kLargestQuery);
+        __m128i sum = _mm_setzero_si128();
+        for (size_t i = 0; i < dim; i += 4) {
+            const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load_four(x + i * lanes, lanes), units.inverse));
+            const __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), by_lane);
+            sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(1), bytes);
+            _mm_store_si128(reinterpret_cast<__m128i*>(&q.fours[i / 4 * kMaxTile + quad * kQuad]), bytes);
+        }
+        const __m128i offset = _mm_mullo_epi32(sum, _mm_set1_epi32(-kOffset));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(&q.offset[quad * kQuad]), offset);
+        _mm_storeu_ps(&q.unit[quad * kQuad], units.unit);
+        if (units.n_active > 0) {
+            n_active = quad * kQuad + units.n_active;
+        }
+    }
+    return n_active;
+}
+
+template <unsigned kBits, size_t kLanes, int four>
+KVCODEC_VNNI_INLINE void score_four(const Planes& planes, const Lookup<kBits>& lookup, const int32_t* queries,
+                                    __m512i* sum) {
+    const __m512i levels = lookup.template levels<four>(planes);
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+        sum[lane] = _mm512_dpbusd_epi32(sum[lane], levels, _mm512_set1_epi32(queries[four * kMaxTile + lane]));
+    }
+}
+
+/// Rows from `row` on, at most 16, times kLanes lanes of a tile of n_quads.
+template <unsigned kBits, size_t kLanes>
+KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, size_t n_quads, const uint8_t* codes,
+                             const uint16_t* row, size_t n, size_t lanes, float* s) {
+    Words words;
+    words.load(format, codes, row, n);
+    const Lookup<kBits> lookup(format, true);
+    __m512i sum[kMaxTile];
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+        sum[lane] = _mm512_set1_epi32(q.offset[lane]);
+    }
+    const int32_t* queries = q.fours.data();
+    for (size_t group = 0; group < format.dim / kGroup; ++group, queries += kFours * kMaxTile) {
+        const Planes planes = planes_of<kBits>(format, words, group);
+        score_four<kBits, kLanes, 0>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 1>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 2>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 3>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 4>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 5>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 6>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, 7>(planes, lookup, queries, sum);
+    }
+    const __m512 scales = words.scales(format);
+    __m512 products[kMaxTile];
+    for (size_t lane = 0; lane < kMaxTile; ++lane) {
+        products[lane] = _mm512_setzero_ps();
+        if (lane < kLanes) {
+            const __m512 unit = _mm512_set1_ps(q.unit[lane]);
+            products[lane] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[lane]), _mm512_mul_ps(scales, unit));
+        }
+    }
+    __m512 fours[kMaxTile / kQuad][4];  // [quad][four rows]
+    for (size_t quad = 0; quad < n_quads; ++quad) {
+        const __m512* v = products + quad * kQuad;
+        const __m512 low01 = _mm512_unpacklo_ps(v[0], v[1]), high01 = _mm512_unpackhi_ps(v[0], v[1]);
+        const __m512 low23 = _mm512_unpacklo_ps(v[2], v[3]), high23 = _mm512_unpackhi_ps(v[2], v[3]);
+        fours[quad][0] = _mm512_shuffle_ps(low01, low23, 0x44);
+        fours[quad][1] = _mm512_shuffle_ps(low01, low23, 0xEE);
+        fours[quad][2] = _mm512_shuffle_ps(high01, high23, 0x44);
+        fours[quad][3] = _mm512_shuffle_ps(high01, high23, 0xEE);
+    }
+    const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
+    const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
+    for (size_t i = 0; i < 4 && 4 * i < n; ++i) {
+        FourRows rows{{fours[0][i], _mm512_setzero_ps()}};
+        if (n_quads == 2) {
+            const __m512d a = _mm512_castps_pd(fours[0][i]), b = _mm512_castps_pd(fours[1][i]);
+            rows = {{_mm512_castpd_ps(_mm512_permutex2var_pd(a, first, b)),
+                     _mm512_castpd_ps(_mm512_permutex2var_pd(a, second, b))}};
+        }
+        store_rows(rows, s + 4 * i * lanes, lanes, n_quads, n - 4 * i);
+    }
+}
+
+template <unsigned kBits, size_t... kLanes>
+KVCODEC_VNNI void score_all(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
+                            std::span<const uint16_t> rows, float* s, std::index_sequence<kLanes...>) {
+    using Function =
+        void (*)(const ScalarFormat&, const Queries&, size_t, const uint8_t*, const uint16_t*, size_t, size_t, float*);
+    static constexpr Function kFunctions[] = {score_rows<kBits, kLanes>...};
+    Queries queries;
+    for (size_t first = 0; first < lanes; first += kMaxTile) {
+        const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
+        const size_t n_active = round_queries(table + first, format.dim, lanes, n_quads, queries);
+        for (size_t i = 0; i < rows.size(); i += kRows) {
+            kFunctions[n_active](format, queries, n_quads, codes, rows.data() + i, std::min(kRows, rows.size() - i),
+                                 lanes, s + i * lanes + first);
+        }
+    }
+}
+
+// --- accumulate
+
+/// Weights of a tile's lanes for up to kChunk rows: for each 16 rows and lane a vector, four rows' bytes
+/// (row_in_lane()) in every 32 bits of a 128-bit part.
+struct Weights {
+    __m512i of_rows[kSixteens * kMaxTile];
+    alignas(32) std::array<float, kMaxTile> unit;
+};
+
+/// p: [n, lanes], n at most kChunk; words: of these rows. Returns how many of the lanes are active.
+KVCODEC_VNNI_INLINE size_t round_weights(const ScalarFormat& format, const float* p, const Words* words, size_t n,
+                                         size_t lanes, size_t n_quads, Weights& w) {
+    const size_t n_sixteens = (n + kRows - 1) / kRows;
+    size_t n_active = 0;
+    for (size_t quad = 0; quad < n_quads; ++quad) {
+        __m512 scaled[kSixteens * 4];  // of four rows each
+        __m512 most = _mm512_setzero_ps();
+        for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {
+            const __m512 scales = words[sixteen].scales(format);
+            for (size_t four = 0; four < 4; ++four) {
+                __m512& x = scaled[sixteen * 4 + four];
+                const size_t row = sixteen * kRows + four * 4;
+                if (row + 4 <= n) {
+                    x = load_four(p + row * lanes + quad * kQuad, lanes);
+                } else {
+                    alignas(64) std::array<float, 16> few{};
+                    for (size_t i = row; i < n; ++i) {
+                        std::copy_n(p + i * lanes + quad * kQuad, kQuad, &few[(i - row) * kQuad]);
+                    }
+                    x = _mm512_load_ps(few.data());
+                }
+                // Row 4 four + j is lane `four` of part j.
+                const __m512i of_part = _mm512_setr_epi32(0, 0, 0, 0, 4, 4, 4, 4, 8, 8, 8, 8, 12, 12, 12, 12);
+                const __m512i from = _mm512_add_epi32(of_part, _mm512_set1_epi32(static_cast<int>(four)));
+                x = _mm512_mul_ps(x, _mm512_permutexvar_ps(from, scales));
+                most = _mm512_max_ps(most, x);
+            }
+        }
+        const Units units = units_of(most, kLargestWeight);
+        // What rounding a weight leaves is added to the next one, so that the sum of many small ones is not lost.
+        __m512 carry = _mm512_setzero_ps();
+        const auto round = [&](__m512 x) KVCODEC_VNNI_LAMBDA {
+            const __m512 wanted = _mm512_fmadd_ps(x, units.inverse, carry);
+            const __m512i whole = _mm512_cvtps_epi32(wanted);
+            carry = _mm512_sub_ps(wanted, _mm512_cvtepi32_ps(whole));
+            return whole;
+        };
+        for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {
+            const __m512* x = scaled + sixteen * 4;
+            __m512i bytes = round(x[0]);
+            bytes = _mm512_or_si512(bytes, _mm512_slli_epi32(round(x[1]), 8));
+            bytes = _mm512_or_si512(bytes, _mm512_slli_epi32(round(x[2]), 16));
+            bytes = _mm512_or_si512(bytes, _mm512_slli_epi32(round(x[3]), 24));
+            __m512i* to = w.of_rows + sixteen * kMaxTile + quad * kQuad;
+            to[0] = _mm512_shuffle_epi32(bytes, _MM_PERM_AAAA);
+            to[1] = _mm512_shuffle_epi32(bytes, _MM_PERM_BBBB);
+            to[2] = _mm512_shuffle_epi32(bytes, _MM_PERM_CCCC);
+            to[3] = _mm512_shuffle_epi32(bytes, _MM_PERM_DDDD);
+        }
+        _mm_store_ps(&w.unit[quad * kQuad], units.unit);
+        if (units.n_active > 0) {
+            n_active = quad * kQuad + units.n_active;
+        }
+    }
+    return n_active;
 }
 
 /// Sums of the four 128-bit parts of each of four vectors, one after the other.
@@ -241,246 +463,50 @@ KVCODEC_VNNI_INLINE __m512i sums_of_parts(__m512i a, __m512i b, __m512i c, __m51
     return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xDD));
 }
 
-/// [4 parts, 4] to its transpose.
-KVCODEC_VNNI_INLINE __m512 transpose(__m512 v) {
-    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
-    return _mm512_permutexvar_ps(order, v);
-}
-
-/// Stores the 128-bit parts `stride` floats apart, the first n of them.
-KVCODEC_VNNI_INLINE void store_parts(__m512 v, float* to, size_t stride, size_t n) {
-    const __m128 parts[4] = {_mm512_castps512_ps128(v), _mm512_extractf32x4_ps(v, 1), _mm512_extractf32x4_ps(v, 2),
-                             _mm512_extractf32x4_ps(v, 3)};
-    for (size_t i = 0; i < std::min<size_t>(n, 4); ++i) {
-        _mm_storeu_ps(to + i * stride, parts[i]);
-    }
-}
-
-// --- score
-
-/// Queries [dim / 4, lanes] of a tile: dwords of four elements.
-struct Queries {
-    alignas(64) std::array<int32_t, ScalarFormat::kMaxDim / 4 * kMaxTile> high;
-    alignas(64) std::array<int32_t, ScalarFormat::kMaxDim / 4 * kMaxTile> low;
-    std::array<std::array<float, kQuad>, kMaxTile / kQuad> unit;
-    std::array<int32_t, kMaxTile> offset_high;  // what kOffset makes of the sums of all high bytes, negated
-    std::array<int32_t, kMaxTile> offset_low;
-};
-
-/// Returns how many of the lanes are active.
-KVCODEC_VNNI_INLINE size_t round_queries(const float* table, size_t dim, size_t lanes, size_t n_quads, Queries& q) {
-    size_t n_active = 0;
-    for (size_t quad = 0; quad < n_quads; ++quad) {
-        const float* x = table + quad * kQuad;
-        Quad factors = quad_of(x, dim, lanes);
-        for (size_t i = 0; i < dim; i += 4) {
-            const QuadBytes bytes = round_four(factors, load_four(x + i * lanes, lanes));
-            const size_t at = i / 4 * kMaxTile + quad * kQuad;
-            _mm_store_si128(reinterpret_cast<__m128i*>(&q.high[at]), bytes.high);
-            _mm_store_si128(reinterpret_cast<__m128i*>(&q.low[at]), bytes.low);
-        }
-        const __m512i zero = _mm512_setzero_si512();
-        const __m512i sums = sums_of_parts(factors.sum, factors.sum_high, zero, zero);
-        alignas(64) std::array<int32_t, 16> sum;
-        _mm512_store_si512(sum.data(), sums);
-        for (size_t i = 0; i < kQuad; ++i) {
-            q.offset_high[quad * kQuad + i] = -kOffset * sum[kQuad + i];
-            q.offset_low[quad * kQuad + i] = -kOffset * (sum[i] - kHigh * sum[kQuad + i]);
-        }
-        _mm_storeu_ps(q.unit[quad].data(), _mm512_castps512_ps128(factors.unit));
-        if (factors.n_active > 0) {
-            n_active = quad * kQuad + factors.n_active;
-        }
-    }
-    return n_active;
-}
-
 template <unsigned kBits, size_t kLanes, int four>
-KVCODEC_VNNI_INLINE void score_four(const Planes& planes, __m512i lookup, const int32_t* high, const int32_t* low,
-                                    __m512i* sum_high, __m512i* sum_low) {
-    const __m512i levels = levels_of<kBits, four>(planes, lookup);
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-        sum_high[lane] = _mm512_dpbusd_epi32(sum_high[lane], levels, _mm512_set1_epi32(high[four * kMaxTile + lane]));
-        sum_low[lane] = _mm512_dpbusd_epi32(sum_low[lane], levels, _mm512_set1_epi32(low[four * kMaxTile + lane]));
-    }
-}
-
-/// Rows from `row` on, at most 16, times kLanes lanes of a tile of n_quads.
-template <unsigned kBits, size_t kLanes>
-KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Lookup& lookup_bytes, const Queries& q, size_t n_quads,
-                             const uint8_t* codes, const uint16_t* row, size_t n, size_t lanes, float* s) {
-    Words words;
-    words.load(format, codes, row, n);
-    const __m512i lookup = lookup_bytes.load();
-    __m512i sum_high[kMaxTile], sum_low[kMaxTile];
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-        sum_high[lane] = _mm512_set1_epi32(q.offset_high[lane]);
-        sum_low[lane] = _mm512_set1_epi32(q.offset_low[lane]);
-    }
-    for (size_t group = 0; group < format.dim / kGroup; ++group) {
-        const Planes planes = planes_of<kBits>(format, words, group);
-        const int32_t* high = q.high.data() + group * kFours * kMaxTile;
-        const int32_t* low = q.low.data() + group * kFours * kMaxTile;
-        score_four<kBits, kLanes, 0>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 1>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 2>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 3>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 4>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 5>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 6>(planes, lookup, high, low, sum_high, sum_low);
-        score_four<kBits, kLanes, 7>(planes, lookup, high, low, sum_high, sum_low);
-    }
-    alignas(64) std::array<float, kRows> scale;
-    for (size_t i = 0; i < kRows; ++i) {
-        scale[i] = scale_of(format, codes, row[std::min(i, n - 1)]);
-    }
-    const __m512 scales = _mm512_load_ps(scale.data());
-    __m512 products[kMaxTile];
-    for (size_t lane = 0; lane < kMaxTile; ++lane) {
-        products[lane] = _mm512_setzero_ps();
-        if (lane < kLanes) {
-            const __m512 whole = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sum_high[lane]), _mm512_set1_ps(kHigh),
-                                                 _mm512_cvtepi32_ps(sum_low[lane]));
-            const __m512 unit = _mm512_set1_ps(q.unit[lane / kQuad][lane % kQuad]);
-            products[lane] = _mm512_mul_ps(whole, _mm512_mul_ps(scales, unit));
-        }
-    }
-    for (size_t quad = 0; quad < n_quads; ++quad) {
-        const __m512* v = products + quad * kQuad;
-        const __m512 low01 = _mm512_unpacklo_ps(v[0], v[1]), high01 = _mm512_unpackhi_ps(v[0], v[1]);
-        const __m512 low23 = _mm512_unpacklo_ps(v[2], v[3]), high23 = _mm512_unpackhi_ps(v[2], v[3]);
-        const __m512 every_fourth[4] = {_mm512_shuffle_ps(low01, low23, 0x44), _mm512_shuffle_ps(low01, low23, 0xEE),
-                                        _mm512_shuffle_ps(high01, high23, 0x44),
-                                        _mm512_shuffle_ps(high01, high23, 0xEE)};
-        for (size_t i = 0; i < 4 && i < n; ++i) {  // rows i, i + 4, i + 8, i + 12
-            store_parts(every_fourth[i], s + i * lanes + quad * kQuad, 4 * lanes, (n - i + 3) / 4);
-        }
-    }
-}
-
-template <unsigned kBits, size_t... kLanes>
-KVCODEC_VNNI void score_all(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
-                            std::span<const uint16_t> rows, float* s, std::index_sequence<kLanes...>) {
-    using Function = void (*)(const ScalarFormat&, const Lookup&, const Queries&, size_t, const uint8_t*,
-                              const uint16_t*, size_t, size_t, float*);
-    static constexpr Function kFunctions[] = {score_rows<kBits, kLanes>...};
-    const Lookup lookup(format);
-    Queries queries;
-    for (size_t first = 0; first < lanes; first += kMaxTile) {
-        const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
-        const size_t n_active = round_queries(table + first, format.dim, lanes, n_quads, queries);
-        for (size_t i = 0; i < rows.size(); i += kRows) {
-            kFunctions[n_active](format, lookup, queries, n_quads, codes, rows.data() + i,
-                                 std::min(kRows, rows.size() - i), lanes, s + i * lanes + first);
-        }
-    }
-}
-
-// --- accumulate
-
-/// Weights of a tile's lanes for up to kChunk rows: for each 16 rows and lane a vector, a dword of four rows' bytes in
-/// all of a 128-bit part.
-struct Weights {
-    __m512i high[kChunk / kRows * kMaxTile];
-    __m512i low[kChunk / kRows * kMaxTile];
-    __m512 unit[kMaxTile / kQuad];  // a lane in each 128-bit part
-    __m512i sum[kMaxTile / kQuad];  // of all rows' integers, times kOffset, laid out alike
-};
-
-/// Stores dword i of a quad in all of part `part` of vector i.
-KVCODEC_VNNI_INLINE void spread(__m128i dwords, __m512i* vectors, size_t part) {
-    auto* to = reinterpret_cast<__m128i*>(vectors) + part;
-    _mm_store_si128(to, _mm_shuffle_epi32(dwords, 0x00));
-    _mm_store_si128(to + 4, _mm_shuffle_epi32(dwords, 0x55));
-    _mm_store_si128(to + 8, _mm_shuffle_epi32(dwords, 0xAA));
-    _mm_store_si128(to + 12, _mm_shuffle_epi32(dwords, 0xFF));
-}
-
-/// p: [n, lanes], n at most kChunk; scale: [n]. Returns how many of the lanes are active.
-KVCODEC_VNNI_INLINE size_t round_weights(const float* p, const float* scale, size_t n, size_t lanes, size_t n_quads,
-                                         Weights& w) {
-    const __m512i parts = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
-    const size_t n_padded = (n + kRows - 1) / kRows * kRows;
-    size_t n_active = 0;
-    for (size_t quad = 0; quad < n_quads; ++quad) {
-        alignas(64) std::array<float, kChunk * kQuad> scaled;
-        const float* from = p + quad * kQuad;
-        size_t i = 0;
-        for (; i + 4 <= n; i += 4) {
-            const __m512 of_row = _mm512_permutexvar_ps(parts, _mm512_castps128_ps512(_mm_load_ps(scale + i)));
-            _mm512_store_ps(&scaled[i * kQuad], _mm512_mul_ps(load_four(from + i * lanes, lanes), of_row));
-        }
-        for (; i < n; ++i) {
-            _mm_store_ps(&scaled[i * kQuad], _mm_mul_ps(_mm_loadu_ps(from + i * lanes), _mm_set1_ps(scale[i])));
-        }
-        std::fill(scaled.begin() + static_cast<std::ptrdiff_t>(n * kQuad),
-                  scaled.begin() + static_cast<std::ptrdiff_t>(n_padded * kQuad), 0.0F);
-        Quad factors = quad_of(scaled.data(), n_padded, kQuad);
-        for (i = 0; i < n_padded; i += 4) {
-            const QuadBytes bytes = round_four(factors, _mm512_load_ps(&scaled[i * kQuad]));
-            const size_t at = i / kRows * kMaxTile + quad * kQuad;
-            spread(bytes.high, &w.high[at], i % kRows / 4);
-            spread(bytes.low, &w.low[at], i % kRows / 4);
-        }
-        const __m512i zero = _mm512_setzero_si512();
-        const __m512i sum = _mm512_slli_epi32(sums_of_parts(factors.sum, zero, zero, zero), 7);
-        w.sum[quad] = _mm512_permutexvar_epi32(parts, sum);
-        w.unit[quad] = _mm512_permutexvar_ps(parts, factors.unit);
-        if (factors.n_active > 0) {
-            n_active = quad * kQuad + factors.n_active;
-        }
-    }
-    return n_active;
-}
-
-template <unsigned kBits, size_t kLanes, int four>
-KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens, __m512i lookup, const Weights& w,
-                                         size_t lanes, float* acc) {
-    // Bytes of four rows together, for each of the four elements.
-    const __m512i by_element =
+KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens, const Lookup<kBits>& lookup,
+                                         const Weights& w, size_t lanes, float* acc) {
+    const __m512i transposed =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    __m512i high[kMaxTile], low[kMaxTile];
+    __m512i sum[kMaxTile];  // [4 parts, 4 elements]
     for (size_t lane = 0; lane < kMaxTile; ++lane) {
-        high[lane] = _mm512_setzero_si512();
-        low[lane] = _mm512_setzero_si512();
+        sum[lane] = _mm512_setzero_si512();
     }
     for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {
-        const __m512i levels = _mm512_shuffle_epi8(levels_of<kBits, four>(planes[sixteen], lookup), by_element);
+        const __m512i levels = _mm512_shuffle_epi8(lookup.template levels<four>(planes[sixteen]), transposed);
         for (size_t lane = 0; lane < kLanes; ++lane) {
-            high[lane] = _mm512_dpbusd_epi32(high[lane], levels, w.high[sixteen * kMaxTile + lane]);
-            low[lane] = _mm512_dpbusd_epi32(low[lane], levels, w.low[sixteen * kMaxTile + lane]);
+            sum[lane] = _mm512_dpbusd_epi32(sum[lane], w.of_rows[sixteen * kMaxTile + lane], levels);
         }
     }
-    for (size_t quad = 0; quad < (kLanes + kQuad - 1) / kQuad; ++quad) {
-        __m512i whole[kQuad];
-        for (size_t i = 0; i < kQuad; ++i) {
-            const size_t lane = quad * kQuad + i;
-            whole[i] = _mm512_add_epi32(_mm512_slli_epi32(high[lane], 8), low[lane]);
-        }
-        const __m512i sums = _mm512_sub_epi32(sums_of_parts(whole[0], whole[1], whole[2], whole[3]), w.sum[quad]);
-        const __m512 products = _mm512_mul_ps(_mm512_cvtepi32_ps(sums), w.unit[quad]);
-        const __m512 by_row = transpose(products);
-        float* to = acc + four * 4 * lanes + quad * kQuad;
-        const __m128 rows[4] = {_mm512_castps512_ps128(by_row), _mm512_extractf32x4_ps(by_row, 1),
-                                _mm512_extractf32x4_ps(by_row, 2), _mm512_extractf32x4_ps(by_row, 3)};
-        for (size_t i = 0; i < 4; ++i) {
-            _mm_storeu_ps(to + i * lanes, _mm_add_ps(_mm_loadu_ps(to + i * lanes), rows[i]));
-        }
+    // Sums are [lane, element].
+    float* to = acc + four * 4 * lanes;
+    if constexpr (kLanes <= kQuad) {
+        const __m512i by_element = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        const __m512i sums = _mm512_permutexvar_epi32(by_element, sums_of_parts(sum[0], sum[1], sum[2], sum[3]));
+        const __m512 unit = _mm512_broadcast_f32x4(_mm_load_ps(w.unit.data()));
+        const __m512 rows = _mm512_fmadd_ps(_mm512_cvtepi32_ps(sums), unit, load_four(to, lanes));
+        store_rows({{rows, _mm512_setzero_ps()}}, to, lanes, 1, 4);
+    } else {
+        const __m512i first = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 1, 5, 9, 13, 17, 21, 25, 29);
+        const __m512i second = _mm512_setr_epi32(2, 6, 10, 14, 18, 22, 26, 30, 3, 7, 11, 15, 19, 23, 27, 31);
+        const __m512i low = sums_of_parts(sum[0], sum[1], sum[2], sum[3]);
+        const __m512i high = sums_of_parts(sum[4], sum[5], sum[6], sum[7]);
+        const __m512 unit = _mm512_broadcast_f32x8(_mm256_load_ps(w.unit.data()));
+        const __m512 sums[2] = {_mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, first, high)),
+                                _mm512_cvtepi32_ps(_mm512_permutex2var_epi32(low, second, high))};
+        const FourRows rows{{_mm512_fmadd_ps(sums[0], unit, load_two(to, lanes)),
+                             _mm512_fmadd_ps(sums[1], unit, load_two(to + 2 * lanes, lanes))}};
+        store_rows(rows, to, lanes, 2, 4);
     }
 }
 
-/// acc [dim, lanes] of a tile of lanes += n rows from `row` on, at most kChunk.
+/// acc [dim, lanes] of a tile of lanes += rows, 16 of them for each of n_sixteens words.
 template <unsigned kBits, size_t kLanes>
-KVCODEC_VNNI void accumulate_rows(const ScalarFormat& format, const Lookup& lookup_bytes, const Weights& w,
-                                  const uint8_t* codes, const uint16_t* row, size_t n, size_t lanes, float* acc) {
+KVCODEC_VNNI void accumulate_rows(const ScalarFormat& format, const Weights& w, const Words* words, size_t n_sixteens,
+                                  size_t lanes, float* acc) {
     if constexpr (kLanes > 0) {
-        const size_t n_sixteens = (n + kRows - 1) / kRows;
-        const __m512i lookup = lookup_bytes.load();
-        Words words[kChunk / kRows];
-        for (size_t i = 0; i < n_sixteens; ++i) {
-            words[i].load(format, codes, row + i * kRows, std::min(kRows, n - i * kRows));
-        }
-        Planes planes[kChunk / kRows];
+        const Lookup<kBits> lookup(format, false);
+        Planes planes[kSixteens];
         for (size_t group = 0; group < format.dim / kGroup; ++group, acc += kGroup * lanes) {
             for (size_t i = 0; i < n_sixteens; ++i) {
                 planes[i] = planes_of<kBits>(format, words[i], group);
@@ -500,22 +526,20 @@ KVCODEC_VNNI void accumulate_rows(const ScalarFormat& format, const Lookup& look
 template <unsigned kBits, size_t... kLanes>
 KVCODEC_VNNI void accumulate_all(const ScalarFormat& format, const float* p, size_t lanes, const uint8_t* codes,
                                  std::span<const uint16_t> rows, float* acc, std::index_sequence<kLanes...>) {
-    using Function = void (*)(const ScalarFormat&, const Lookup&, const Weights&, const uint8_t*, const uint16_t*,
-                              size_t, size_t, float*);
+    using Function = void (*)(const ScalarFormat&, const Weights&, const Words*, size_t, size_t, float*);
     static constexpr Function kFunctions[] = {accumulate_rows<kBits, kLanes>...};
-    const Lookup lookup(format);
     Weights weights;
+    Words words[kSixteens];
     for (size_t begin = 0; begin < rows.size(); begin += kChunk, p += kChunk * lanes) {
         const size_t n = std::min(kChunk, rows.size() - begin);
-        const uint16_t* row = rows.data() + begin;
-        alignas(64) std::array<float, kChunk> scale;
-        for (size_t i = 0; i < n; ++i) {
-            scale[i] = scale_of(format, codes, row[i]);
+        const size_t n_sixteens = (n + kRows - 1) / kRows;
+        for (size_t i = 0; i < n_sixteens; ++i) {
+            words[i].load(format, codes, &rows[begin + i * kRows], std::min(kRows, n - i * kRows));
         }
         for (size_t first = 0; first < lanes; first += kMaxTile) {
             const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
-            const size_t n_active = round_weights(p + first, scale.data(), n, lanes, n_quads, weights);
-            kFunctions[n_active](format, lookup, weights, codes, row, n, lanes, acc + first);
+            const size_t n_active = round_weights(format, p + first, words, n, lanes, n_quads, weights);
+            kFunctions[n_active](format, weights, words, n_sixteens, lanes, acc + first);
         }
     }
 }

@@ -30,7 +30,7 @@ constexpr size_t kGroup = 32;
 constexpr size_t kChunk = 64;
 constexpr size_t kMaxDim = ScalarFormat::kMaxDim;
 
-constexpr int kStepsPerOctave = 12;
+constexpr int kStepsPerOctave = ScalarFormat::kStepsPerOctave;
 /// Scale byte of a vector whose elements have variance 1.
 constexpr int kUnitScale = 128;
 /// First of the scales tried around the one of the vector's variance: with 8 bits, and on the trellis.
@@ -489,12 +489,23 @@ ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) : trellis_({},
         const Trellis::Levels& levels = Trellis::levels(bits);
         unit = static_cast<double>(levels.unit);
         std::copy_n(levels.level.begin(), size_t{2} << bits, format_.levels.begin());
+        for (unsigned key = 0; key < format_.level_of_key.size(); ++key) {
+            const unsigned history = key & ((1U << Trellis::kHistory) - 1U);
+            const unsigned path = key >> Trellis::kHistory;
+            const unsigned rest = path >> 1 & ((1U << (bits - 1)) - 1U);
+            const unsigned subset = (Trellis::low(path, history) & 1U) | (Trellis::high(path, history) & 1U) << 1;
+            format_.level_of_key[key] = format_.levels[subset | rest << 2];
+        }
         format_.order = order_of_singles(dim);
         trellis_ = TrellisEncoder(std::vector<uint8_t>(dim, static_cast<uint8_t>(bits)), std::vector<float>(dim, 1.0F));
     }
-    for (int i = 1; i < 256; ++i) {
-        const double octaves = static_cast<double>(i - kUnitScale) / kStepsPerOctave;
-        format_.scales[static_cast<size_t>(i)] = static_cast<float>(std::exp2(octaves) * unit);
+    for (int i = 0; i < 256; ++i) {
+        float& first = format_.first_octave[static_cast<size_t>(i % kStepsPerOctave)];
+        if (i < kStepsPerOctave) {
+            const double octaves = static_cast<double>(i - kUnitScale) / kStepsPerOctave;
+            first = static_cast<float>(std::exp2(octaves) * unit);
+        }
+        format_.scales[static_cast<size_t>(i)] = i == 0 ? 0.0F : std::ldexp(first, i / kStepsPerOctave);
     }
     std::mt19937 rng(0x6b76);  // part of the format: codes are read with the signs they were written with
     for (size_t begin = 0; begin < dim; begin += std::bit_floor(dim - begin)) {

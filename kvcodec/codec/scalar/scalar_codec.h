@@ -28,15 +28,22 @@ namespace kvcodec {
 /// elements in the order of P's bits; A and then B1 are what trellis.h calls the rest.
 struct ScalarFormat {
     static constexpr size_t kMaxDim = 1024;
+    static constexpr int kStepsPerOctave = 12;
 
     size_t dim = 0;
     unsigned bits = 0;
     size_t code_bytes = 0;
     std::array<int8_t, 32> levels{};  ///< [2^(bits + 1)] by place, for 2 to 4 bits
+    /// For 2 to 4 bits, levels by other keys: the path bits of an element and of the three before, its own highest,
+    /// then the rest; repeated where codes have fewer bits than 4.
+    std::array<int8_t, 128> level_of_key{};
     std::vector<uint16_t> order;      ///< [dim]: the elements as the trellis meets them
     std::array<float, 256> scales{};  ///< size of one level unit, by scale byte; 0 for byte 0
-    float gain = 1.0F;                ///< of the scale that is stored over the one of least squared error
-    std::vector<float> signs;         ///< [dim], +-1 / sqrt(block)
+    /// What scales of the first octave would be, byte 0 with a scale; padded to a vector. Those of octave n are 2^n
+    /// times as large, exactly.
+    std::array<float, 16> first_octave{};
+    float gain = 1.0F;         ///< of the scale that is stored over the one of least squared error
+    std::vector<float> signs;  ///< [dim], +-1 / sqrt(block)
 };
 
 /// Quantisation with 2, 3, 4 (trellis-coded, see trellis.h) or 8 bits (uniform levels) an element and 8 bits a vector.

@@ -118,6 +118,40 @@ class Embeddings(unittest.TestCase):
             self.assertGreater(cosine(ours, theirs), 0.999999)
 
 
+class Ranking(unittest.TestCase):
+    """A causal model that ranks texts reads long ones in several pieces, the earlier ones through codes."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.path = host.WORK / "reranker.gguf"
+        tiny_model.write(cls.path, host.MODEL, "qwen3", 2, 1)
+        text = host.document(6000)
+        cls.texts = [text[at : at + 1000] for at in range(0, len(text), 1000)]
+
+    def rank(self, name, options):
+        """The log and the texts' scores."""
+        server = Server(name, options, ["-c", "4096", "-np", "2", "--reranking", "-b", "128", "-ub", "128"], self.path)
+        try:
+            answer = server.ask("/v1/rerank", {"query": "How is it built?", "documents": self.texts})
+            self.assertEqual(len(answer["results"]), len(self.texts))
+            scores = {item["index"]: item["relevance_score"] for item in answer["results"]}
+            return server.log_text(), [scores[index] for index in range(len(self.texts))]
+        finally:
+            server.close()
+
+    def test_scores_are_those_of_the_dense_cache(self):
+        _, expected = self.rank("rerank-f16", None)
+        self.assertGreater(max(expected) - min(expected), 0.1)  # or nothing could be told apart
+        _, none = self.rank("rerank-none", ["--codec", "none"])
+        for ours, theirs in zip(none, expected):
+            self.assertAlmostEqual(ours, theirs, delta=1e-5)
+        log, actual = self.rank("rerank", ["--codec", "scalar", "--budget", "60%", "--window", "32"])
+        self.assertIn("2 of 2 layers compressed", log)
+        self.assertNotEqual(actual, expected)
+        for ours, theirs in zip(actual, expected):
+            self.assertAlmostEqual(ours, theirs, delta=0.05)
+
+
 def picture(size):
     """A PNG of this many pixels in height and width, as a data URL."""
     rows = b"".join(

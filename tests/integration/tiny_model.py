@@ -179,9 +179,9 @@ def write_projections(path, vocabulary_of, n_embd, n_head, n_head_kv, dim, n_lay
 
 
 def write(path, vocabulary_of, architecture, n_head, n_head_kv, bias=False, rotated=None, seed=1):
-    """A model of two layers at `path`: llama (RoPE of neighbours), qwen2 (of halves), stablelm (of `rotated`
-    dimensions) or mpt (ALiBi, one tensor for Q, K and V). vocabulary_of: the path of a model, or a vocabulary. bias: of
-    Q, K and V."""
+    """A model of two layers at `path`: llama (RoPE of neighbours), qwen2 (of halves), qwen3 (the same, keys and queries
+    normed; made to rank texts), stablelm (of `rotated` dimensions) or mpt (ALiBi, one tensor for Q, K and V).
+    vocabulary_of: the path of a model, or a vocabulary. bias: of Q, K and V."""
     model = _Model(architecture, vocabulary_of, seed)
     dim = N_EMBD // n_head
     model.set("context_length", 2048)
@@ -219,6 +219,9 @@ def write(path, vocabulary_of, architecture, n_head, n_head_kv, bias=False, rota
             linear(f"{block}.attn_q", n_head * dim, with_bias=bias, gain=1.5)
             linear(f"{block}.attn_k", n_head_kv * dim, with_bias=bias, gain=1.5)
             linear(f"{block}.attn_v", n_head_kv * dim, with_bias=bias)
+        if architecture == "qwen3":
+            for side in ("q", "k"):
+                model.add_constant(f"{block}.attn_{side}_norm.weight", dim, 1.5)
         linear(f"{block}.attn_output", N_EMBD, n_head * dim, gain=4.0)
         norm(f"{block}.ffn_norm")
         if architecture != "mpt":
@@ -226,6 +229,12 @@ def write(path, vocabulary_of, architecture, n_head, n_head_kv, bias=False, rota
         linear(f"{block}.ffn_up", N_FF)
         linear(f"{block}.ffn_down", N_EMBD, N_FF)
     norm("output_norm")
+    if architecture == "qwen3":
+        of_last_token, labels = 4, ("yes", "no")
+        model.set("pooling_type", of_last_token)
+        key = "qwen3.classifier.output_labels"
+        model.values.append((key, struct.pack("<IIQ", ARRAY, STRING, len(labels)) + b"".join(map(_string, labels))))
+        linear("cls.output", len(labels))
     if not tied:
         linear("output", model.n_vocab, gain=3.0)
     model.write(path)

@@ -99,9 +99,14 @@ class Sight {
         return pairs;
     }
 
-    // Queries that see one cell.
+    /// Whether the cell is one of the streams that the queries belong to.
+    bool covers(size_t cell) const {
+        return cell >= first_cell_ && cell < first_cell_ + n_streams_ * cells_per_stream_;
+    }
+
+    /// Queries that see one cell.
     uint32_t of(size_t cell) const {
-        if (cell < first_cell_ || cell >= first_cell_ + n_streams_ * cells_per_stream_) {
+        if (!covers(cell)) {
             return 0;
         }
         const size_t stream = (cell - first_cell_) / cells_per_stream_;
@@ -177,6 +182,7 @@ void KvCache::add_root(ggml_tensor* tensor, int32_t index, bool is_key) {
         cells_per_stream_ = static_cast<size_t>(tensor->ne[1]);
         positions_.assign(n_cells_, kUnknownPosition);
         age_.assign(n_cells_, 0);
+        unseen_.assign(n_cells_, 0);
         is_young_.assign(n_cells_, 0);
     }
     memory_.protect(static_cast<size_t>(static_cast<std::byte*>(tensor->data) - memory_.data()), ggml_nbytes(tensor));
@@ -265,6 +271,7 @@ void KvCache::begin_graph_if_new(const Layer& layer) {
 
 void KvCache::reset_cell(size_t cell) {
     age_[cell] = 0;
+    unseen_[cell] = 0;
     if (is_young_[cell] == 0) {
         is_young_[cell] = 1;
         young_.push_back(static_cast<uint32_t>(cell));
@@ -379,19 +386,26 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
     return {};
 }
 
-// Counts, once a graph, the queries that see each young cell; cells of age >= window are handed to every layer.
+// Counts, once a graph, the queries that see each young cell; cells of age >= window are handed to every layer, and
+// those that their stream's queries no longer see: the host removes tokens without a word, and what it keeps of
+// sequences that pause may lose its window.
 void KvCache::grow_older(const ggml_tensor* node) {
     if (aged_) {
         return;
     }
     aged_ = true;
+    // A stream is one sequence, whose queries see all of it, unless it is the only one: then sequences may share it.
+    const uint16_t most_unseen = n_cells_ == cells_per_stream_ ? 256 : 4;
     const Sight sight(node, cells_per_stream_);
     std::vector<uint32_t> ripe;
     size_t kept = 0;
     for (const uint32_t cell : young_) {
-        age_[cell] += sight.of(cell);
+        const uint32_t seen = sight.of(cell);
+        age_[cell] += seen;
+        unseen_[cell] = static_cast<uint16_t>(seen > 0 ? 0 : unseen_[cell] + (sight.covers(cell) ? 1 : 0));
         // Of an evicting cache, cells are young until a decision has been made on them.
-        if (!options_.evicts() && age_[cell] >= std::max(window_, 1U) && !is_sink(cell)) {
+        const bool is_old = age_[cell] >= std::max(window_, 1U) && !is_sink(cell);
+        if (!options_.evicts() && (is_old || unseen_[cell] >= most_unseen)) {
             is_young_[cell] = 0;
             ripe.push_back(cell);
         } else {

@@ -165,6 +165,8 @@ class KvCache {
     // By cell, the same for all layers.
     std::vector<int32_t> positions_;
     std::vector<uint32_t> age_;
+    std::vector<uint16_t>
+        unseen_;  // graphs in a row in which queries of its stream saw other cells only; of young ones
     std::vector<uint8_t> is_young_;
 
     std::vector<uint32_t> young_;  // cells whose age is below the window

@@ -4,7 +4,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <new>
+#include <exception>
 
 namespace kvcodec {
 
@@ -70,13 +70,13 @@ uint32_t RememberedRows::new_slot() {
         return slot;
     }
     const size_t n = hash_.size() + 1;
-    if (n * known_bytes_ > known_.capacity()) {
-        known_.reserve(std::min(std::max<size_t>(64, 2 * n), capacity_) * known_bytes_);
+    if (known_.size() == 0) {
+        known_ = Reservation(capacity_ * known_bytes_);
+        known_.use_small_pages();
     }
     if (2 * n > table_.size()) {
         grow_table();
     }
-    known_.resize(n * known_bytes_);
     links_.resize(n);
     hash_.push_back(0);
     return static_cast<uint32_t>(n - 1);
@@ -97,8 +97,8 @@ void RememberedRows::remember(std::span<const uint16_t> row, std::span<const std
             unlink(slot);
         }
         link_as_latest(slot);
-        std::ranges::copy(known, known_.begin() + static_cast<std::ptrdiff_t>(slot * known_bytes_));
-    } catch (const std::bad_alloc&) {
+        std::ranges::copy(known, known_of(slot).begin());
+    } catch (const std::exception&) {
         *this = RememberedRows(known_bytes_, capacity_);
     }
 }
@@ -111,11 +111,11 @@ std::optional<std::span<const std::byte>> RememberedRows::find(std::span<const u
     if (slot == kNone) {
         return std::nullopt;
     }
-    return std::span(known_).subspan(slot * known_bytes_, known_bytes_);
+    return known_of(slot);
 }
 
 size_t RememberedRows::resident_bytes() const {
-    return known_.capacity() + hash_.capacity() * sizeof(uint64_t) + links_.capacity() * sizeof(Links) +
+    return hash_.size() * known_bytes_ + hash_.capacity() * sizeof(uint64_t) + links_.capacity() * sizeof(Links) +
            table_.capacity() * sizeof(uint32_t);
 }
 

@@ -7,6 +7,8 @@
 #include <span>
 #include <vector>
 
+#include "kvcodec/store/reservation.h"
+
 namespace kvcodec {
 
 /// A saved state holds decoded rows and nothing else. Coded anew, they would lose a little each time that the state is
@@ -20,7 +22,7 @@ class RememberedRows {
 
     bool empty() const { return hash_.empty(); }
     bool has_room() const { return capacity_ != 0; }
-    /// known: known_bytes; replaces what was known. Without memory for it, everything is forgotten.
+    /// known: known_bytes; replaces what was known. Without memory or address space for it, everything is forgotten.
     void remember(std::span<const uint16_t> row, std::span<const std::byte> known);
     /// Valid until the next remember(); none where the row is not known.
     std::optional<std::span<const std::byte>> find(std::span<const uint16_t> row) const;
@@ -28,6 +30,7 @@ class RememberedRows {
 
   private:
     size_t place_of(uint64_t hash) const;
+    std::span<std::byte> known_of(uint32_t slot) const { return {known_.data() + slot * known_bytes_, known_bytes_}; }
     void grow_table();
     void take_from_table(uint64_t hash);
     uint32_t new_slot();
@@ -42,10 +45,12 @@ class RememberedRows {
 
     size_t known_bytes_ = 0;
     size_t capacity_ = 0;
-    std::vector<uint64_t> hash_;    // [slots]
-    std::vector<Links> links_;      // [slots]
-    std::vector<std::byte> known_;  // [slots, known_bytes]
-    std::vector<uint32_t> table_;   // of slots, by hash, linear probing, at most half full; kNone: free
+    std::vector<uint64_t> hash_;   // [slots]
+    std::vector<Links> links_;     // [slots]
+    std::vector<uint32_t> table_;  // of slots, by hash, linear probing, at most half full; kNone: free
+    // [capacity, known_bytes], never moved: programs that save states leave holes in the heap that a vector's old
+    // memory would not be reused for.
+    Reservation known_;
     uint32_t earliest_ = UINT32_MAX;
     uint32_t latest_ = UINT32_MAX;
 };

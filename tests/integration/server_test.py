@@ -2,10 +2,11 @@
 
 import concurrent.futures
 import json
+import types
 import unittest
 
 import host
-from server import PLACE, QUESTIONS, WEATHER, ServerCase, is_right
+from server import PLACE, QUESTIONS, WEATHER, Server, ServerCase, is_right
 
 ROUNDS = 4
 PARALLEL = 4
@@ -98,6 +99,30 @@ class Slots(ServerCase):
         again = self.server.complete(question)
         self.assertGreater(again["timings"]["cache_n"], 60, again)
         self.assertIn("paris", again["choices"][0]["message"]["content"].lower())
+
+
+class RemovedTokens(unittest.TestCase):
+    """Prompts that get shorter leave windows of longer ones behind, which the host forgets without a word."""
+
+    def dense_cells(self, parallel, n_last):
+        """Those left after eight prompts to one slot, the last of which generates n_last tokens."""
+        options = ["--codec", "scalar", "--budget", "30%", "--window", "64"]
+        server = Server(f"removed-{parallel}", options, ["-c", 1024 * parallel, "-np", parallel])
+        document = host.document(2000)
+        try:
+            for length in range(2000, 400, -200):
+                body = {"prompt": document[:length], "ignore_eos": True, "temperature": 0, "id_slot": 0}
+                server.ask("/completion", {**body, "n_predict": 8 if length > 600 else n_last})
+        finally:
+            server.close()
+        return host.EndLine(types.SimpleNamespace(err=server.log_text())).dense
+
+    def test_are_coded(self):
+        most = 64 + 4 + 31  # the window, the first tokens, what is coded together
+        self.assertLessEqual(self.dense_cells(2, 8), most)
+        # Of one stream they might belong to a sequence that pauses.
+        self.assertLessEqual(self.dense_cells(1, 300), most)
+        self.assertGreater(self.dense_cells(1, 8), most)
 
 
 class ContextShift(ServerCase):

@@ -72,6 +72,9 @@ class Codec {
     /// Elements of code space that one coded row touches.
     virtual size_t nonzeros() const = 0;
 
+    /// Whether encode() first does what takes as long as many rows do.
+    virtual bool prepares_batches() const { return false; }
+
     /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes(). Whole groups in order: n is a
     /// multiple of group_rows().
     virtual void encode(const float* x, size_t n, std::byte* codes) const = 0;

@@ -427,7 +427,9 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
     const std::span<const uint8_t> all_salient(salient, salient == nullptr ? 0 : geometry_.n_head_kv * cells.size());
     // One task codes cells of one side and the heads that share a codec. The more, the faster some codecs are.
     constexpr size_t kMostRows = 2048;
-    constexpr size_t kTasksPerMember = 2;  // tasks differ in length
+    // Two for each member, as they differ in length, unless codecs lose more by that than an idle member does.
+    const bool in_large_batches = codecs_.k->prepares_batches() && codecs_.v->prepares_batches();
+    const size_t n_wanted = (in_large_batches ? 1 : 2) * team.size();
     const size_t n_heads = geometry_.n_head_kv;
     const size_t group = group_cells();
     std::vector<EncodeTask> of_all;
@@ -444,7 +446,7 @@ void LayerStore::encode(std::span<const uint32_t> cells, const int32_t* position
     for (const EncodeTask& task : of_all) {
         most_heads = std::max(most_heads, task.end_head - task.first_head);
     }
-    const size_t n_groups = cells.size() / group, n_wanted = kTasksPerMember * team.size();
+    const size_t n_groups = cells.size() / group;
     const size_t batch = group * std::clamp<size_t>((n_groups * of_all.size() + n_wanted - 1) / n_wanted, 1,
                                                     std::max<size_t>(1, kMostRows / (group * most_heads)));
     std::vector<EncodeTask> tasks;

@@ -50,6 +50,7 @@ class DictionaryCodec final : public Codec {
     size_t space() const override { return n_used(); }
     size_t nonzeros() const override { return packing_.sparsity(); }
 
+    bool prepares_batches() const override { return true; }
     void encode(const float* x, size_t n, std::byte* codes) const override;
     void decode(const std::byte* codes, size_t first, size_t n, float* x) const override;
     void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;

@@ -65,6 +65,26 @@ inline const std::array<uint64_t, 256>& ones_of_byte() {
     return table;
 }
 
+constexpr size_t kUnits = 8;  // candidates for the unit of the levels
+
+/// Coefficients of ascending magnitude that are to be quantised, and the factor that omp_encode() gave with them: rows
+/// at a distance of `stride`, or null. order: which row is whose.
+struct ToQuantise {
+    std::array<float, kMaxSparsity> coefficient;
+    size_t n;
+    std::array<float, kUnits> unit;
+    const int8_t* levels;  // [Packing::kLevels], ascending, of magnitudes
+    const float* factor;
+    size_t stride;
+    const uint8_t* order;
+};
+
+/// What each unit makes of them, and the squared error that it adds.
+struct Quantised {
+    std::array<std::array<int32_t, kUnits>, kMaxSparsity> code;
+    std::array<float, kUnits> error;
+};
+
 struct UnpackKernel {
     const Packing& packing;
     size_t stride() const { return packing.stride_; }
@@ -216,6 +236,109 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
     }
 }
 
+// columns [n, kWidth], at and below the diagonal: the Cholesky factor of the support in the order of the coefficients.
+// All rows are of one width, so that compilers make vectors of them; what they hold above the diagonal is arbitrary.
+template <size_t kWidth>
+void reorder_factor(const ToQuantise& of, float* HWY_RESTRICT columns) {
+    HWY_ALIGN float by_column[kWidth * kWidth];  // of the factor, its rows in the new order
+    const size_t n = of.n;
+    std::fill_n(by_column, n * kWidth, 0.0F);
+    for (size_t a = 0; a < n; ++a) {
+        const float* row = of.factor + of.order[a] * of.stride;
+        for (size_t i = 0; i <= of.order[a]; ++i) {
+            by_column[i * kWidth + a] = row[i];
+        }
+    }
+    std::fill_n(columns, n * kWidth, 0.0F);  // becomes the Gram matrix, then its factor
+    for (size_t b = 0; b < n; ++b) {
+        for (size_t i = 0; i <= of.order[b]; ++i) {
+            const float* HWY_RESTRICT column = by_column + i * kWidth;
+            const float factor = column[b];
+            for (size_t a = 0; a < kWidth; ++a) {
+                columns[b * kWidth + a] += factor * column[a];
+            }
+        }
+    }
+    for (size_t b = 0; b < n; ++b) {
+        constexpr float kLeastPivot = 1e-6F;  // squared; the pursuit takes no dependent atoms, but nearly so
+        float* HWY_RESTRICT column = columns + b * kWidth;
+        const float pivot = std::sqrt(std::max(column[b], kLeastPivot)), inverse = 1.0F / pivot;
+        for (size_t a = 0; a < kWidth; ++a) {
+            column[a] *= inverse;
+        }
+        column[b] = pivot;
+        for (size_t c = b + 1; c < n; ++c) {
+            const float factor = column[c];
+            float* HWY_RESTRICT other = columns + c * kWidth;
+            for (size_t a = 0; a < kWidth; ++a) {
+                other[a] -= factor * column[a];
+            }
+        }
+    }
+}
+
+// kWidth: at least the number of coefficients.
+template <size_t kWidth>
+void quantise_as(const ToQuantise& of, Quantised& quantised) {
+    constexpr size_t kLevels = Packing::kLevels;
+    const hn::CappedTag<float, kUnits> d;
+    const hn::RebindToSigned<decltype(d)> d_int;
+    const hn::RebindToUnsigned<decltype(d)> d_bits;
+    using V = hn::Vec<decltype(d)>;
+    HWY_ALIGN float columns[kWidth * kWidth];
+    if (of.factor != nullptr) {
+        reorder_factor<kWidth>(of, columns);
+    }
+    for (size_t u = 0; u < kUnits; u += hn::Lanes(d)) {
+        const V unit = hn::LoadU(d, of.unit.data() + u);
+        const auto level = [&](size_t i)
+                               HWY_ATTR { return hn::Mul(unit, hn::Set(d, static_cast<float>(of.levels[i]))); };
+        V missed[kWidth], bound[kLevels - 1], step[kLevels - 1];
+        for (size_t i = 0; i + 1 < kLevels; ++i) {
+            bound[i] = hn::Mul(hn::Set(d, 0.5F), hn::Add(level(i), level(i + 1)));
+            step[i] = hn::Sub(level(i + 1), level(i));
+        }
+        V error = hn::Zero(d);
+        for (size_t k = of.n; k-- > 0;) {
+            const V coefficient = hn::Set(d, of.coefficient[k]);
+            V target = coefficient, pivot = hn::Set(d, 1.0F);
+            if (of.factor != nullptr) {
+                const float* column = columns + k * kWidth;
+                pivot = hn::Set(d, column[k]);
+                V others = hn::Zero(d);
+                for (size_t j = k + 1; j < of.n; ++j) {
+                    others = hn::MulAdd(hn::Set(d, column[j]), missed[j], others);
+                }
+                target = hn::Add(coefficient, hn::Div(others, pivot));
+            }
+            const V magnitude = hn::Abs(target);
+            V value = level(0);
+            auto code = hn::ShiftLeft<3>(hn::ShiftRight<31>(hn::BitCast(d_bits, target)));  // the sign
+            static_assert(kLevels == 1 << 3);
+            for (size_t i = 0; i + 1 < kLevels; ++i) {
+                const V beyond = hn::VecFromMask(d, hn::Gt(magnitude, bound[i]));
+                value = hn::Add(value, hn::And(beyond, step[i]));
+                code = hn::Sub(code, hn::BitCast(d_bits, beyond));
+            }
+            value = hn::CopySign(value, target);
+            missed[k] = hn::Sub(coefficient, value);
+            const V miss = hn::Mul(pivot, hn::Sub(target, value));
+            error = hn::MulAdd(miss, miss, error);
+            hn::StoreU(hn::BitCast(d_int, code), d_int, quantised.code[k].data() + u);
+        }
+        hn::StoreU(error, d, quantised.error.data() + u);
+    }
+}
+
+// Codes of the coefficients under each unit of the levels: the largest first, each with what is fitted anew of the
+// others' errors, or without a factor each for itself.
+void quantise(const ToQuantise& of, Quantised& quantised) {
+    of.n <= 8    ? quantise_as<8>(of, quantised)
+    : of.n <= 16 ? quantise_as<16>(of, quantised)
+    : of.n <= 32 ? quantise_as<32>(of, quantised)
+                 : quantise_as<kMaxSparsity>(of, quantised);
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace kvcodec
 HWY_AFTER_NAMESPACE();
@@ -290,41 +413,6 @@ void sort_by(size_t n, const Key& key, std::array<uint8_t, kMaxSparsity>& order)
     });
 }
 
-/// columns [n, n], at and below the diagonal: the Cholesky factor of the same atoms in another order. factor: [n] rows
-/// at a distance of `stride`.
-void reorder_factor(const float* factor, size_t stride, const uint8_t* order, size_t n,
-                    std::array<float, kMaxSparsity * kMaxSparsity>& columns) {
-    std::array<float, kMaxSparsity * kMaxSparsity> by_column;  // of `factor`, its rows in the new order
-    for (size_t i = 0; i < n; ++i) {
-        for (size_t a = 0; a < n; ++a) {
-            by_column[i * n + a] = i <= order[a] ? factor[order[a] * stride + i] : 0.0F;
-        }
-    }
-    std::fill_n(columns.begin(), n * n, 0.0F);  // becomes the Gram matrix, then its factor
-    for (size_t b = 0; b < n; ++b) {
-        for (size_t i = 0; i <= order[b]; ++i) {
-            const float* column = &by_column[i * n];
-            for (size_t a = b; a < n; ++a) {
-                columns[b * n + a] += column[b] * column[a];
-            }
-        }
-    }
-    for (size_t b = 0; b < n; ++b) {
-        constexpr float kLeastPivot = 1e-6F;  // squared; the pursuit takes no dependent atoms, but nearly so
-        const float pivot = std::sqrt(std::max(columns[b * n + b], kLeastPivot));
-        columns[b * n + b] = pivot;
-        for (size_t a = b + 1; a < n; ++a) {
-            columns[b * n + a] /= pivot;
-        }
-        for (size_t c = b + 1; c < n; ++c) {
-            const float factor_c = columns[b * n + c];
-            for (size_t a = c; a < n; ++a) {
-                columns[c * n + a] -= factor_c * columns[b * n + a];
-            }
-        }
-    }
-}
-
 }  // namespace
 
 size_t Packing::code_bytes(size_t n_atoms, size_t sparsity, CoefficientFormat format, CodeLayout layout) {
@@ -374,57 +462,7 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
     }
 }
 
-// Codes of n coefficients under each unit of the levels, and the squared error that they add. columns: of the atoms'
-// factor, or null; then each coefficient is rounded for itself.
-void Packing::quantise(const float* coefficient, size_t n, const Units& unit, const FactorColumns* columns,
-                       std::array<Quantised, kUnits>& quantised) const {
-    std::array<Units, kMaxSparsity> missed;
-    Units error{}, bound[kLevels - 1], step[kLevels - 1];
-    for (size_t level = 0; level + 1 < kLevels; ++level) {
-        for (size_t u = 0; u < kUnits; ++u) {
-            bound[level][u] = unit[u] * static_cast<float>(signed_levels_[level] + signed_levels_[level + 1]) / 2;
-            step[level][u] = unit[u] * static_cast<float>(signed_levels_[level + 1] - signed_levels_[level]);
-        }
-    }
-    for (size_t k = n; k-- > 0;) {
-        Units target{};
-        float pivot = 1.0F;
-        if (columns != nullptr) {
-            const float* column = columns->data() + k * n;
-            pivot = column[k];
-            for (size_t j = k + 1; j < n; ++j) {
-                for (size_t u = 0; u < kUnits; ++u) {
-                    target[u] += column[j] * missed[j][u];
-                }
-            }
-        }
-        Units magnitude, value, level{};
-        for (size_t u = 0; u < kUnits; ++u) {
-            target[u] = coefficient[k] + target[u] / pivot;
-            magnitude[u] = std::abs(target[u]);
-            value[u] = unit[u] * static_cast<float>(signed_levels_[0]);
-        }
-        for (size_t i = 0; i + 1 < kLevels; ++i) {
-            for (size_t u = 0; u < kUnits; ++u) {
-                value[u] += magnitude[u] > bound[i][u] ? step[i][u] : 0.0F;
-                level[u] += magnitude[u] > bound[i][u] ? 1.0F : 0.0F;
-            }
-        }
-        for (size_t u = 0; u < kUnits; ++u) {
-            value[u] = std::copysign(value[u], target[u]);
-            missed[k][u] = coefficient[k] - value[u];
-            const float miss = pivot * (target[u] - value[u]);
-            error[u] += miss * miss;
-        }
-        for (size_t u = 0; u < kUnits; ++u) {
-            quantised[u].code[k] =
-                static_cast<uint8_t>(static_cast<size_t>(level[u]) + (std::signbit(target[u]) ? kLevels : 0));
-        }
-    }
-    for (size_t u = 0; u < kUnits; ++u) {
-        quantised[u].error = error[u];
-    }
-}
+HWY_EXPORT(quantise);
 
 void Packing::pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
                    const float* factor) const {
@@ -449,25 +487,20 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
         constexpr int kBelow = 3;
         sort_by(
             count, [&](size_t i) { return std::abs(coefficient[i]); }, order);
-        std::array<float, kMaxSparsity> sorted;
+        ToQuantise of{{}, count, {}, signed_levels_.data(), factor, sparsity_, order.data()};
         for (size_t k = 0; k < count; ++k) {
-            sorted[k] = coefficient[order[k]];
-        }
-        FactorColumns columns;
-        if (factor != nullptr) {
-            reorder_factor(factor, sparsity_, order.data(), count, columns);
+            of.coefficient[k] = coefficient[order[k]];
         }
         const int first = std::clamp(scale_code(largest) - kBelow, 0, 255);
-        Units unit;
         for (size_t u = 0; u < kUnits; ++u) {
-            unit[u] = scale_table()[std::min<size_t>(255, first + u)] / 127;
+            of.unit[u] = scale_table()[std::min<size_t>(255, first + u)] / 127;
         }
-        std::array<Quantised, kUnits> quantised;
-        quantise(sorted.data(), count, unit, factor == nullptr ? nullptr : &columns, quantised);
-        const auto best = std::ranges::min_element(quantised, {}, &Quantised::error);
-        bytes[0] = static_cast<uint8_t>(std::min<ptrdiff_t>(255, first + (best - quantised.begin())));
+        Quantised quantised;
+        HWY_DYNAMIC_DISPATCH(quantise)(of, quantised);
+        const auto best = static_cast<size_t>(std::ranges::min_element(quantised.error) - quantised.error.begin());
+        bytes[0] = static_cast<uint8_t>(std::min<size_t>(255, static_cast<size_t>(first) + best));
         for (size_t k = 0; k < count; ++k) {
-            value[order[k]] = best->code[k];
+            value[order[k]] = static_cast<uint8_t>(quantised.code[k][best]);
         }
     }
     if (format_ == CoefficientFormat::kFp8) {

@@ -56,16 +56,6 @@ class Packing {
   private:
     friend struct UnpackKernel;
 
-    static constexpr size_t kUnits = 8;  ///< candidates for the unit of the levels
-    using Units = std::array<float, kUnits>;
-    struct Quantised {
-        std::array<uint8_t, kMaxSparsity> code;
-        float error = 0;
-    };
-    using FactorColumns = std::array<float, kMaxSparsity * kMaxSparsity>;  ///< of a Cholesky factor, [n, n]
-    void quantise(const float* coefficient, size_t n, const Units& unit, const FactorColumns* columns,
-                  std::array<Quantised, kUnits>& quantised) const;
-
     size_t n_atoms_;
     size_t sparsity_;
     size_t stride_;

@@ -253,7 +253,9 @@ struct FourRows {
 /// The first n rows, `stride` floats apart.
 KVCODEC_VNNI_INLINE void store_rows(const FourRows& rows, float* to, size_t stride, size_t n_quads, size_t n) {
     const size_t n_rows = std::min(n, kQuad);
-    if (n_quads == 1 && stride == kQuad) {
+    if (n_quads == 1 && stride == kQuad && n_rows == kQuad) {
+        _mm512_storeu_ps(to, rows.v[0]);
+    } else if (n_quads == 1 && stride == kQuad) {
         _mm512_mask_storeu_ps(to, static_cast<__mmask16>((1U << (kQuad * n_rows)) - 1), rows.v[0]);
     } else if (n_quads == 1) {
         const __m128 parts[4] = {_mm512_castps512_ps128(rows.v[0]), _mm512_extractf32x4_ps(rows.v[0], 1),
@@ -341,17 +343,16 @@ KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, size_
         score_four<kBits, kLanes, 7>(planes, lookup, queries, sum);
     }
     const __m512 scales = words.scales(format);
-    __m512 products[kMaxTile];
-    for (size_t lane = 0; lane < kMaxTile; ++lane) {
-        products[lane] = _mm512_setzero_ps();
-        if (lane < kLanes) {
-            const __m512 unit = _mm512_set1_ps(q.unit[lane]);
-            products[lane] = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[lane]), _mm512_mul_ps(scales, unit));
-        }
-    }
+    const __m512 zero = _mm512_setzero_ps();
     __m512 fours[kMaxTile / kQuad][4];  // [quad][four rows]
     for (size_t quad = 0; quad < n_quads; ++quad) {
-        const __m512* v = products + quad * kQuad;
+        __m512 v[kQuad];
+        for (size_t i = 0; i < kQuad; ++i) {
+            const size_t lane = quad * kQuad + i;
+            v[i] = lane < kLanes ? _mm512_mul_ps(_mm512_cvtepi32_ps(sum[lane]),
+                                                 _mm512_mul_ps(scales, _mm512_set1_ps(q.unit[lane])))
+                                 : zero;
+        }
         const __m512 low01 = _mm512_unpacklo_ps(v[0], v[1]), high01 = _mm512_unpackhi_ps(v[0], v[1]);
         const __m512 low23 = _mm512_unpacklo_ps(v[2], v[3]), high23 = _mm512_unpackhi_ps(v[2], v[3]);
         fours[quad][0] = _mm512_shuffle_ps(low01, low23, 0x44);
@@ -362,7 +363,7 @@ KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, size_
     const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 2, 3, 10, 11);
     const __m512i second = _mm512_setr_epi64(4, 5, 12, 13, 6, 7, 14, 15);
     for (size_t i = 0; i < 4 && 4 * i < n; ++i) {
-        FourRows rows{{fours[0][i], _mm512_setzero_ps()}};
+        FourRows rows{{fours[0][i], zero}};
         if (n_quads == 2) {
             const __m512d a = _mm512_castps_pd(fours[0][i]), b = _mm512_castps_pd(fours[1][i]);
             rows = {{_mm512_castpd_ps(_mm512_permutex2var_pd(a, first, b)),
@@ -468,8 +469,9 @@ KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens
                                          const Weights& w, size_t lanes, float* acc) {
     const __m512i transposed =
         _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
-    __m512i sum[kMaxTile];  // [4 parts, 4 elements]
-    for (size_t lane = 0; lane < kMaxTile; ++lane) {
+    constexpr size_t kPadded = (kLanes + kQuad - 1) / kQuad * kQuad;
+    __m512i sum[kPadded];  // [4 parts, 4 elements]
+    for (size_t lane = 0; lane < kPadded; ++lane) {
         sum[lane] = _mm512_setzero_si512();
     }
     for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {

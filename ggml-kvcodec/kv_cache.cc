@@ -387,15 +387,16 @@ std::string KvCache::choose_codecs(Layer& layer, const ggml_tensor* node) {
 }
 
 // Counts, once a graph, the queries that see each young cell; cells of age >= window are handed to every layer, and
-// those that their stream's queries no longer see: the host removes tokens without a word, and what it keeps of
-// sequences that pause may lose its window.
+// those that their stream's queries no longer see: the host removes tokens without a word.
 void KvCache::grow_older(const ggml_tensor* node) {
     if (aged_) {
         return;
     }
     aged_ = true;
-    // A stream is one sequence, whose queries see all of it, unless it is the only one: then sequences may share it.
-    const uint16_t most_unseen = n_cells_ == cells_per_stream_ ? 256 : 4;
+    // A stream is one sequence, whose queries see all that they will ever see again, unless it is the only one: then
+    // sequences may share it, and what one that pauses has of the window is given up, but not its first tokens.
+    constexpr uint16_t kMostUnseen = 4, kMostUnseenInPool = 256;
+    const bool is_pool = n_cells_ == cells_per_stream_;
     const Sight sight(node, cells_per_stream_);
     std::vector<uint32_t> ripe;
     size_t kept = 0;
@@ -405,7 +406,9 @@ void KvCache::grow_older(const ggml_tensor* node) {
         unseen_[cell] = static_cast<uint16_t>(seen > 0 ? 0 : unseen_[cell] + (sight.covers(cell) ? 1 : 0));
         // Of an evicting cache, cells are young until a decision has been made on them.
         const bool is_old = age_[cell] >= std::max(window_, 1U) && !is_sink(cell);
-        if (!options_.evicts() && (is_old || unseen_[cell] >= most_unseen)) {
+        const bool is_gone =
+            is_pool ? unseen_[cell] >= kMostUnseenInPool && !is_sink(cell) : unseen_[cell] >= kMostUnseen;
+        if (!options_.evicts() && (is_old || is_gone)) {
             is_young_[cell] = 0;
             ripe.push_back(cell);
         } else {
@@ -804,6 +807,7 @@ void KvCache::clear() {
     }
     std::fill(positions_.begin(), positions_.end(), kUnknownPosition);
     std::fill(age_.begin(), age_.end(), 0);
+    std::fill(unseen_.begin(), unseen_.end(), uint16_t{0});
     std::fill(is_young_.begin(), is_young_.end(), uint8_t{0});
     young_.clear();
 }

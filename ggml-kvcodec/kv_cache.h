@@ -165,11 +165,11 @@ class KvCache {
     // By cell, the same for all layers.
     std::vector<int32_t> positions_;
     std::vector<uint32_t> age_;
-    std::vector<uint16_t>
-        unseen_;  // graphs in a row in which queries of its stream saw other cells only; of young ones
+    // Graphs in a row in which queries of its stream saw other cells only; of young ones.
+    std::vector<uint16_t> unseen_;
     std::vector<uint8_t> is_young_;
 
-    std::vector<uint32_t> young_;  // cells whose age is below the window
+    std::vector<uint32_t> young_;  // cells that wait: below the window in age, and the first tokens
     int32_t last_key_layer_ = INT32_MAX;
     uint64_t graph_ = 0;
     bool cells_reset_ = false;

@@ -72,7 +72,7 @@ class Codec {
     /// Elements of code space that one coded row touches.
     virtual size_t nonzeros() const = 0;
 
-    /// Whether encode() first does what takes as long as many rows do.
+    /// Whether a call of encode() has a fixed cost, worth many rows: then few large calls are faster.
     virtual bool prepares_batches() const { return false; }
 
     /// x: [n, dim] row-major, any finite or non-finite values; codes: n * code_bytes(). Whole groups in order: n is a

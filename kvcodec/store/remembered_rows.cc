@@ -99,7 +99,7 @@ void RememberedRows::remember(std::span<const uint16_t> row, std::span<const std
         link_as_latest(slot);
         std::ranges::copy(known, known_of(slot).begin());
     } catch (const std::exception&) {
-        *this = RememberedRows(known_bytes_, capacity_);
+        *this = RememberedRows();
     }
 }
 

@@ -22,7 +22,8 @@ class RememberedRows {
 
     bool empty() const { return hash_.empty(); }
     bool has_room() const { return capacity_ != 0; }
-    /// known: known_bytes; replaces what was known. Without memory or address space for it, everything is forgotten.
+    /// known: known_bytes; replaces what was known. Without memory or address space for it, everything is
+    /// forgotten, and nothing remembered any more.
     void remember(std::span<const uint16_t> row, std::span<const std::byte> known);
     /// Valid until the next remember(); none where the row is not known.
     std::optional<std::span<const std::byte>> find(std::span<const uint16_t> row) const;

@@ -237,7 +237,7 @@ struct Units {
 KVCODEC_VNNI_INLINE Units units_of(__m512 most, float largest_integer) {
     const __m256 halves = _mm256_max_ps(_mm512_castps512_ps256(most), _mm512_extractf32x8_ps(most, 1));
     const __m128 largest = _mm_max_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps(halves, 1));
-    const __mmask8 active = _mm_cmp_ps_mask(largest, _mm_set1_ps(kLeast), _CMP_GT_OQ);
+    const __mmask8 active = _mm_cmp_ps_mask(largest, _mm_set1_ps(kLeast), _CMP_NLE_UQ);  // NaN is
     Units units;
     units.unit = _mm_mul_ps(largest, _mm_set1_ps(1.0F / largest_integer));
     units.inverse = _mm512_broadcast_f32x4(_mm_maskz_div_ps(active, _mm_set1_ps(largest_integer), largest));

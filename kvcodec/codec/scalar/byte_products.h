@@ -12,9 +12,9 @@ namespace kvcodec::byte_products {
 /// Whether these functions may be called: on this machine, for codes of this format.
 bool serve(const ScalarFormat& format);
 
-/// As Codec::score() and accumulate(). Queries are rounded to 8 bits of the largest element of their lane: at most a
+/// As Codec::score() and accumulate(). Queries are rounded to 8 bits of the largest element of their lane: about a
 /// tenth of what codes of 4 bits are off, less with fewer bits. Weights are rounded to 8 bits of the largest of their
-/// lane in 64 rows, what is left of one being added to a later one.
+/// lane in 64 rows, and what one is off is added to the weight four rows on.
 void score(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
            std::span<const uint16_t> rows, float* s);
 void accumulate(const ScalarFormat& format, const float* p, size_t lanes, const uint8_t* codes,

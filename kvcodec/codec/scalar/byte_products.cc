@@ -93,13 +93,18 @@ class Words {
             }
             words_[n_words] = _mm512_load_si512(scale.data());
         }
-        n_words_ = n_words;
+        scales_ = scales_of(format, _mm512_and_si512(words_[n_words], _mm512_set1_epi32(0xFF)));
     }
     KVCODEC_VNNI_INLINE __m512i operator[](size_t word) const { return words_[word]; }
     /// What a level unit of each row is.
-    KVCODEC_VNNI_INLINE __m512 scales(const ScalarFormat& format) const {
+    KVCODEC_VNNI_INLINE __m512 scales() const { return scales_; }
+
+  private:
+    static constexpr size_t kAtOnce = 8;
+    static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
+
+    KVCODEC_VNNI_INLINE static __m512 scales_of(const ScalarFormat& format, __m512i byte) {
         constexpr int kStepsPerOctave = ScalarFormat::kStepsPerOctave;
-        const __m512i byte = _mm512_and_si512(words_[n_words_], _mm512_set1_epi32(0xFF));
         // byte / kStepsPerOctave
         constexpr int kShift = 11, kInverse = (1 << kShift) / kStepsPerOctave + 1;
         const __m512i octave = _mm512_srli_epi32(_mm512_mullo_epi32(byte, _mm512_set1_epi32(kInverse)), kShift);
@@ -107,10 +112,6 @@ class Words {
         const __m512 of_step = _mm512_permutexvar_ps(step, _mm512_loadu_ps(format.first_octave.data()));
         return _mm512_maskz_scalef_ps(_mm512_test_epi32_mask(byte, byte), of_step, _mm512_cvtepi32_ps(octave));
     }
-
-  private:
-    static constexpr size_t kAtOnce = 8;
-    static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
 
     /// v: [8 lanes][2 parts of 8 words] -> to [8 words][2 parts of 8 lanes].
     KVCODEC_VNNI_INLINE static void transpose(const __m512i* v, __m512i* to) {
@@ -134,7 +135,7 @@ class Words {
     }
 
     __m512i words_[kMax + kAtOnce];  // the scale behind the last of the planes
-    size_t n_words_;
+    __m512 scales_;
 };
 
 template <unsigned kBits>
@@ -164,6 +165,11 @@ KVCODEC_VNNI_INLINE __m512i shift_right(__m512i v) {
     } else {
         return v;
     }
+}
+
+/// Order of bytes that transposes 4 x 4 of them.
+KVCODEC_VNNI_INLINE __m128i transposed_4x4() {
+    return _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
 }
 
 /// Bits of `a` where `mask` has ones, else of b.
@@ -283,7 +289,6 @@ struct Queries {
 
 /// Returns how many of the lanes are active.
 KVCODEC_VNNI_INLINE size_t round_queries(const float* table, size_t dim, size_t lanes, size_t n_quads, Queries& q) {
-    const __m128i by_lane = _mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
     size_t n_active = 0;
     for (size_t quad = 0; quad < n_quads; ++quad) {
         const float* x = table + quad * kQuad;
@@ -296,7 +301,7 @@ KVCODEC_VNNI_INLINE size_t round_queries(const float* table, size_t dim, size_t 
         __m128i sum = _mm_setzero_si128();
         for (size_t i = 0; i < dim; i += 4) {
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load_four(x + i * lanes, lanes), units.inverse));
-            const __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), by_lane);
+            const __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), transposed_4x4());
             sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(1), bytes);
             _mm_store_si128(reinterpret_cast<__m128i*>(&q.fours[i / 4 * kMaxTile + quad * kQuad]), bytes);
         }
@@ -342,7 +347,7 @@ KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, size_
         score_four<kBits, kLanes, 6>(planes, lookup, queries, sum);
         score_four<kBits, kLanes, 7>(planes, lookup, queries, sum);
     }
-    const __m512 scales = words.scales(format);
+    const __m512 scales = words.scales();
     const __m512 zero = _mm512_setzero_ps();
     __m512 fours[kMaxTile / kQuad][4];  // [quad][four rows]
     for (size_t quad = 0; quad < n_quads; ++quad) {
@@ -400,15 +405,15 @@ struct Weights {
 };
 
 /// p: [n, lanes], n at most kChunk; words: of these rows. Returns how many of the lanes are active.
-KVCODEC_VNNI_INLINE size_t round_weights(const ScalarFormat& format, const float* p, const Words* words, size_t n,
-                                         size_t lanes, size_t n_quads, Weights& w) {
+KVCODEC_VNNI_INLINE size_t round_weights(const float* p, const Words* words, size_t n, size_t lanes, size_t n_quads,
+                                         Weights& w) {
     const size_t n_sixteens = (n + kRows - 1) / kRows;
     size_t n_active = 0;
     for (size_t quad = 0; quad < n_quads; ++quad) {
         __m512 scaled[kSixteens * 4];  // of four rows each
         __m512 most = _mm512_setzero_ps();
         for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {
-            const __m512 scales = words[sixteen].scales(format);
+            const __m512 scales = words[sixteen].scales();
             for (size_t four = 0; four < 4; ++four) {
                 __m512& x = scaled[sixteen * 4 + four];
                 const size_t row = sixteen * kRows + four * 4;
@@ -467,8 +472,7 @@ KVCODEC_VNNI_INLINE __m512i sums_of_parts(__m512i a, __m512i b, __m512i c, __m51
 template <unsigned kBits, size_t kLanes, int four>
 KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens, const Lookup<kBits>& lookup,
                                          const Weights& w, size_t lanes, float* acc) {
-    const __m512i transposed =
-        _mm512_broadcast_i32x4(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    const __m512i transposed = _mm512_broadcast_i32x4(transposed_4x4());
     constexpr size_t kPadded = (kLanes + kQuad - 1) / kQuad * kQuad;
     __m512i sum[kPadded];  // [4 parts, 4 elements]
     for (size_t lane = 0; lane < kPadded; ++lane) {
@@ -540,7 +544,7 @@ KVCODEC_VNNI void accumulate_all(const ScalarFormat& format, const float* p, siz
         }
         for (size_t first = 0; first < lanes; first += kMaxTile) {
             const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
-            const size_t n_active = round_weights(format, p + first, words, n, lanes, n_quads, weights);
+            const size_t n_active = round_weights(p + first, words, n, lanes, n_quads, weights);
             kFunctions[n_active](format, weights, words, n_sixteens, lanes, acc + first);
         }
     }

@@ -499,13 +499,13 @@ ScalarCodec::ScalarCodec(size_t dim, unsigned bits, float unbias) : trellis_({},
         format_.order = order_of_singles(dim);
         trellis_ = TrellisEncoder(std::vector<uint8_t>(dim, static_cast<uint8_t>(bits)), std::vector<float>(dim, 1.0F));
     }
-    for (int i = 0; i < 256; ++i) {
-        float& first = format_.first_octave[static_cast<size_t>(i % kStepsPerOctave)];
-        if (i < kStepsPerOctave) {
-            const double octaves = static_cast<double>(i - kUnitScale) / kStepsPerOctave;
-            first = static_cast<float>(std::exp2(octaves) * unit);
-        }
-        format_.scales[static_cast<size_t>(i)] = i == 0 ? 0.0F : std::ldexp(first, i / kStepsPerOctave);
+    for (int i = 0; i < kStepsPerOctave; ++i) {
+        const double octaves = static_cast<double>(i - kUnitScale) / kStepsPerOctave;
+        format_.first_octave[static_cast<size_t>(i)] = static_cast<float>(std::exp2(octaves) * unit);
+    }
+    for (int i = 1; i < 256; ++i) {
+        const float first = format_.first_octave[static_cast<size_t>(i % kStepsPerOctave)];
+        format_.scales[static_cast<size_t>(i)] = std::ldexp(first, i / kStepsPerOctave);
     }
     std::mt19937 rng(0x6b76);  // part of the format: codes are read with the signs they were written with
     for (size_t begin = 0; begin < dim; begin += std::bit_floor(dim - begin)) {

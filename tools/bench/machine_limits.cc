@@ -3,8 +3,10 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <array>
 #include <cstdint>
 #include <functional>
+#include <numeric>
 #include <vector>
 
 #include "kvcodec/error.h"
@@ -34,11 +36,15 @@ uint64_t read_all(const uint64_t* data, size_t n) {
     return hn::GetLane(hn::Xor(hn::Xor(a, b), hn::Xor(c, e)));
 }
 
-/// Multiply-adds in registers alone, in enough chains to hide their latency; returns how many.
-size_t multiply_add(size_t rounds, float* out) {
+/// Multiply-adds in registers alone, in enough chains to hide their latency; returns how many. The chains start from
+/// values that the compiler cannot know: of equal chains it would keep one.
+size_t multiply_add(size_t rounds, std::array<float, 10>& chains) {
     const hn::ScalableTag<float> d;
     const auto factor = hn::Set(d, 0.999F), term = hn::Set(d, 0.001F);
-    auto a0 = hn::Set(d, out[0]), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0, a8 = a0, a9 = a0;
+    auto a0 = hn::Set(d, chains[0]), a1 = hn::Set(d, chains[1]), a2 = hn::Set(d, chains[2]);
+    auto a3 = hn::Set(d, chains[3]), a4 = hn::Set(d, chains[4]), a5 = hn::Set(d, chains[5]);
+    auto a6 = hn::Set(d, chains[6]), a7 = hn::Set(d, chains[7]), a8 = hn::Set(d, chains[8]);
+    auto a9 = hn::Set(d, chains[9]);
     for (size_t i = 0; i < rounds; ++i) {
         a0 = hn::MulAdd(a0, factor, term);
         a1 = hn::MulAdd(a1, factor, term);
@@ -52,8 +58,8 @@ size_t multiply_add(size_t rounds, float* out) {
         a9 = hn::MulAdd(a9, factor, term);
     }
     const auto sum = hn::Add(hn::Add(hn::Add(a0, a1), hn::Add(a2, a3)), hn::Add(hn::Add(a4, a5), hn::Add(a6, a7)));
-    out[0] = hn::GetLane(hn::Add(sum, hn::Add(a8, a9)));
-    return 10 * rounds * hn::Lanes(d);
+    chains[0] = hn::GetLane(hn::Add(sum, hn::Add(a8, a9)));
+    return chains.size() * rounds * hn::Lanes(d);
 }
 
 }  // namespace kvcodec::HWY_NAMESPACE
@@ -99,7 +105,10 @@ MachineLimits measure_limits(size_t n_threads) {
     const LargeBuffer buffer;
     const size_t part = LargeBuffer::kBytes / sizeof(uint64_t) / n_threads / 64 * 64;
     MachineLimits limits;
-    std::vector<float> out(n_threads, 1.0F);
+    std::vector<std::array<float, 10>> chains(n_threads);
+    for (std::array<float, 10>& values : chains) {
+        std::iota(values.begin(), values.end(), 1.0F);
+    }
     std::vector<size_t> done(n_threads);
     for (int i = 0; i < kRepeats; ++i) {  // the best of them: others may use the machine too
         const double reading = seconds_of([&] {
@@ -110,7 +119,8 @@ MachineLimits measure_limits(size_t n_threads) {
         limits.read_bytes =
             std::max(limits.read_bytes, static_cast<double>(n_threads * part * sizeof(uint64_t)) / reading);
         const double computing = seconds_of([&] {
-            team->run([&](size_t member) { done[member] = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds, &out[member]); });
+            team->run(
+                [&](size_t member) { done[member] = HWY_DYNAMIC_DISPATCH(multiply_add)(kRounds, chains[member]); });
         });
         limits.multiply_adds = std::max(limits.multiply_adds, static_cast<double>(n_threads * done[0]) / computing);
     }

@@ -68,6 +68,32 @@ class PartClock {
     std::array<int64_t, AttentionTimes::kParts> ns_{};
 };
 
+// What attention must know of a block of cells before it comes to it.
+struct Block {
+    SeenCells seen;
+    bool is_plain = false;
+    size_t work = 0;  // a measure of the time that it takes
+};
+
+// Items are (head, block), block by block; member i is to work on items [begin[i], begin[i + 1]), about as long as any
+// other.
+std::vector<size_t> split_items(std::span<const Block> blocks, size_t n_heads, size_t n_members) {
+    size_t work = 0;
+    for (const Block& block : blocks) {
+        work += block.work;
+    }
+    std::vector<size_t> begin(n_members + 1, 0);
+    begin[n_members] = n_heads * blocks.size();
+    size_t item = 0, before = 0;
+    for (size_t member = 1; member < n_members; ++member) {
+        for (; before * n_members < member * n_heads * work; ++item) {
+            before += blocks[item % blocks.size()].work;
+        }
+        begin[member] = item;
+    }
+    return begin;
+}
+
 void add_weights(const float* p, size_t m, size_t lanes, float* total) {
     for (size_t i = 0; i < m; ++i) {
         for (size_t lane = 0; lane < lanes; ++lane) {
@@ -174,15 +200,10 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     for (size_t i = 0; i < n_members; ++i) {
         member_scratch.push_back(arena.take(member_floats));
     }
-    // Member i works on items [begin(i), begin(i + 1)) of (head, block); its share of head h is partial i + h.
-    const auto begin = [&](size_t member) { return member * n_heads * n_blocks / n_members; };
-    const auto shares = [&](size_t head, const auto& use) {
-        for (size_t member = 0; member < n_members; ++member) {
-            if (begin(member) < (head + 1) * n_blocks && begin(member + 1) > head * n_blocks) {
-                use(partials[member + head]);
-            }
-        }
-    };
+    // A dense row costs as much as so many rows of codes that are as long as it is, with few lanes; others cost more.
+    const bool are_dense_codes = space_k != 0 && codecs.k->nonzeros() == space_k && codecs.v->nonzeros() == space_v;
+    const uint32_t dense_work = are_dense_codes ? 3 : 1;
+    std::vector<Block> blocks(n_blocks);
 
     team.run([&](size_t member) {
         PartClock clock(times_);
@@ -210,7 +231,37 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 codecs.k_mean.prepare(head, heads[head].q, lanes, heads[head].mean);
             }
         }
+        for (size_t b = member * n_blocks / n_members; b < (member + 1) * n_blocks / n_members; ++b) {
+            const size_t first = b * kBlock;
+            Block& block = blocks[b];
+            block.seen = SeenCells::of(call, 0, call.n_tokens, first, std::min(kBlock, call.n_cells - first));
+            block.is_plain = store.is_plain(call.first_cell / kBlock + b);
+            block.work = block.seen.any == 0 ? 0 : block.is_plain ? 1 : dense_work;
+        }
         team.barrier();
+        // Member i works on items [begin[i], begin[i + 1]) of (head, block); its share of head h is partial i + h.
+        const std::vector<size_t> begin = split_items(blocks, n_heads, n_members);
+        const auto shares = [&](size_t head, const auto& use) {
+            for (size_t i = 0; i < n_members; ++i) {
+                if (begin[i] < (head + 1) * n_blocks && begin[i + 1] > head * n_blocks) {
+                    use(partials[i + head]);
+                }
+            }
+        };
+        // So far ahead that memory answers in time: some tens of KiB, which the second level of caches holds.
+        constexpr size_t kItemsAhead = 8;
+        const auto prefetch = [&](size_t item) {
+            for (const Side side : {Side::kK, Side::kV}) {
+                if (item < begin[member + 1]) {
+                    const size_t block = call.first_cell / kBlock + item % n_blocks;
+                    store.prefetch_codes(side, block, item / n_blocks, LayerStore::CacheLevel::kSecond);
+                    store.prefetch_dense(side, block, item / n_blocks, LayerStore::CacheLevel::kSecond);
+                }
+            }
+        };
+        for (size_t i = 0; i < kItemsAhead; ++i) {
+            prefetch(begin[member] + i);
+        }
         const auto [table_begin, table_end] = slice(space_k, 16);
         for (size_t head = 0; head < n_heads && table_begin < table_end; ++head) {
             codecs.k_of(head).prepare(heads[head].q, lanes, table_begin, table_end, heads[head].table);
@@ -225,20 +276,21 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         float* bias_memory = own.take(kBlock * lanes);
         float* rows_memory = own.take(kBlock * std::max(geometry.dim_k, geometry.dim_v));
         float* correction = own.take(lanes);
-        const size_t first_head = begin(member) / n_blocks;
-        for (size_t head = first_head; head < n_heads && begin(member + 1) > head * n_blocks; ++head) {
+        const size_t first_head = begin[member] / n_blocks;
+        for (size_t head = first_head; head < n_heads && begin[member + 1] > head * n_blocks; ++head) {
             const Lanes lane_set = lanes_of(head);
             const Partial& partial = partials[member + head];
             partial.running.reset(lane_set.count(), lanes);
             std::fill_n(partial.acc, space_v * lanes, 0.0F);
             std::fill_n(partial.dense, geometry.dim_v * lanes, 0.0F);
             BlockMask mask(call, lane_set, bias_memory);
-            const size_t last = std::min(begin(member + 1), (head + 1) * n_blocks) - head * n_blocks;
-            for (size_t b = std::max(begin(member), head * n_blocks) - head * n_blocks; b < last; ++b) {
+            const size_t last = std::min(begin[member + 1], (head + 1) * n_blocks) - head * n_blocks;
+            for (size_t b = std::max(begin[member], head * n_blocks) - head * n_blocks; b < last; ++b) {
                 const size_t first = b * kBlock;
                 const size_t first_cell = call.first_cell + first;
                 const size_t block = first_cell / kBlock;
-                if (!mask.look(first, std::min(kBlock, call.n_cells - first), store.evicted_rows(block, head))) {
+                if (!mask.look(blocks[b].seen, first, std::min(kBlock, call.n_cells - first),
+                               store.evicted_rows(block, head))) {
                     continue;
                 }
                 const std::span<uint16_t> rows = mask.rows();
@@ -246,10 +298,11 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     return store.is_coded(first_cell + row) && (store.shift(first_cell + row) == 0 || rebuilds_k);
                 };
                 const auto coded_end =
-                    store.is_plain(block) ? rows.end() : std::stable_partition(rows.begin(), rows.end(), in_code_space);
-                store.prefetch_codes(Side::kV, block, head);
+                    blocks[b].is_plain ? rows.end() : std::stable_partition(rows.begin(), rows.end(), in_code_space);
+                prefetch(head * n_blocks + b + kItemsAhead);
+                store.prefetch_codes(Side::kV, block, head, LayerStore::CacheLevel::kFirst);
                 if (b + 1 < last) {
-                    store.prefetch_codes(Side::kK, block + 1, head);
+                    store.prefetch_codes(Side::kK, block + 1, head, LayerStore::CacheLevel::kFirst);
                 }
                 const std::span<const uint16_t> coded(rows.begin(), coded_end);
                 const std::span<const uint16_t> dense(coded_end, rows.end());

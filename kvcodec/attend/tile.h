@@ -76,7 +76,42 @@ struct Lanes {
     }
 };
 
-// Which cells of a block any of the tokens sees, and the bias that the others get.
+// What some tokens' masks let them see of the cells of a block.
+struct SeenCells {
+    uint64_t any = 0;    // cell i: whether any token sees it
+    bool mixed = false;  // whether the mask does more than show all cells to all tokens
+
+    // Cells [first, first + n) of the stream, tokens [first_token, first_token + n_tokens).
+    static SeenCells of(const AttentionCall& call, size_t first_token, size_t n_tokens, size_t first, size_t n) {
+        constexpr uint16_t kHalfMinusInfinity = 0xFC00;
+        const uint64_t all = all_of(n);
+        if (call.mask == nullptr) {
+            return {all, false};
+        }
+        SeenCells seen{0, call.slopes != nullptr};
+        for (size_t token = first_token; token < first_token + n_tokens; ++token) {
+            const uint16_t* mask = mask_row(call, token, first);
+            switch (classify_mask(mask, n)) {
+                case MaskKind::kHidden:
+                    seen.mixed = true;
+                    break;
+                case MaskKind::kOpen:
+                    seen.any |= all;
+                    break;
+                case MaskKind::kMixed:
+                    seen.mixed = true;
+                    for (size_t row = 0; row < n; ++row) {
+                        seen.any |= static_cast<uint64_t>(mask[row] != kHalfMinusInfinity) << row;
+                    }
+                    break;
+            }
+        }
+        return seen;
+    }
+    static uint64_t all_of(size_t n) { return n == LayerStore::kBlock ? ~uint64_t{0} : (uint64_t{1} << n) - 1; }
+};
+
+// The cells of a block that any of the tokens sees, and the bias that the others get.
 class BlockMask {
   public:
     static constexpr size_t kBlock = LayerStore::kBlock;
@@ -88,31 +123,14 @@ class BlockMask {
     // Looks at cells [first, first + n) of the stream, of which those set in `evicted` have no row left; false when
     // nobody sees any of them.
     bool look(size_t first, size_t n, uint64_t evicted) {
-        constexpr uint16_t kHalfMinusInfinity = 0xFC00;
-        const uint64_t all = n == kBlock ? ~uint64_t{0} : (uint64_t{1} << n) - 1;
-        uint64_t seen = call_.mask == nullptr ? all : 0;
+        return look(SeenCells::of(call_, lanes_.first_token, lanes_.n_tokens, first, n), first, n, evicted);
+    }
+    bool look(const SeenCells& cells, size_t first, size_t n, uint64_t evicted) {
         first_ = first;
         n_rows_ = 0;
-        mixed_ = call_.slopes != nullptr && call_.mask != nullptr;
-        for (size_t token = 0; call_.mask != nullptr && token < lanes_.n_tokens; ++token) {
-            const uint16_t* mask = mask_row(call_, lanes_.first_token + token, first);
-            switch (classify_mask(mask, n)) {
-                case MaskKind::kHidden:
-                    mixed_ = true;
-                    break;
-                case MaskKind::kOpen:
-                    seen |= all;
-                    break;
-                case MaskKind::kMixed:
-                    mixed_ = true;
-                    for (size_t row = 0; row < n; ++row) {
-                        seen |= static_cast<uint64_t>(mask[row] != kHalfMinusInfinity) << row;
-                    }
-                    break;
-            }
-        }
-        seen &= ~evicted;
-        if (seen == all) {
+        mixed_ = cells.mixed;
+        const uint64_t seen = cells.any & ~evicted;
+        if (seen == SeenCells::all_of(n)) {
             std::iota(rows_.begin(), rows_.end(), uint16_t{0});
             n_rows_ = n;
             return true;

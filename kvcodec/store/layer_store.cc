@@ -11,10 +11,15 @@
 namespace kvcodec {
 namespace {
 
-void prefetch(const void* begin, size_t n_bytes) {
+void prefetch(const void* begin, size_t n_bytes, LayerStore::CacheLevel level) {
     constexpr size_t kLineBytes = 64;
+    const auto* bytes = static_cast<const std::byte*>(begin);
     for (size_t offset = 0; offset < n_bytes; offset += kLineBytes) {
-        __builtin_prefetch(static_cast<const std::byte*>(begin) + offset);
+        if (level == LayerStore::CacheLevel::kFirst) {
+            __builtin_prefetch(bytes + offset, 0, 3);
+        } else {
+            __builtin_prefetch(bytes + offset, 0, 2);
+        }
     }
 }
 
@@ -129,10 +134,24 @@ const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
                                      : code(side, block * kBlock, head);
 }
 
-void LayerStore::prefetch_codes(Side side, size_t block, size_t head) const {
+void LayerStore::prefetch_codes(Side side, size_t block, size_t head, CacheLevel level) const {
     if (const std::byte* first = codes(side, block, head)) {
-        prefetch(first, codec(side).is_variable() ? variable_block(side, block * kBlock, head).resident_bytes()
-                                                  : kBlock * codec(side).code_bytes());
+        prefetch(first,
+                 codec(side).is_variable() ? variable_block(side, block * kBlock, head).resident_bytes()
+                                           : kBlock * codec(side).code_bytes(),
+                 level);
+    }
+}
+
+void LayerStore::prefetch_dense(Side side, size_t block, size_t head, CacheLevel level) const {
+    if (dense_blocks_[block] == nullptr) {
+        return;
+    }
+    const size_t dim = side == Side::kK ? geometry_.dim_k : geometry_.dim_v;
+    for (size_t cell = block * kBlock; cell < std::min((block + 1) * kBlock, n_cells_); ++cell) {
+        if (is_dense(cell)) {
+            prefetch(dense_row(side, cell) + head * dim, dim * sizeof(uint16_t), level);
+        }
     }
 }
 
@@ -540,7 +559,8 @@ void LayerStore::gather(Side side, size_t block, size_t head, std::span<const ui
         } else if (is_dense(cell)) {
             constexpr size_t kAhead = 8;  // dense rows lie scattered: the processor does not see the next one coming
             if (i + kAhead < rows.size() && is_dense(block * kBlock + rows[i + kAhead])) {
-                prefetch(dense_row(side, block * kBlock + rows[i + kAhead]) + head * dim, dim * sizeof(uint16_t));
+                prefetch(dense_row(side, block * kBlock + rows[i + kAhead]) + head * dim, dim * sizeof(uint16_t),
+                         CacheLevel::kFirst);
             }
             widen(dense_row(side, cell) + head * dim, dim, x + i * dim);
         } else {

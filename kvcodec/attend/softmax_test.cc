@@ -162,6 +162,22 @@ TEST_P(SoftmaxTest, ScalesLanes) {
     }
 }
 
+TEST_P(SoftmaxTest, WeightsAreRelativelyExact) {
+    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        constexpr size_t kRows = 50;
+        std::uniform_real_distribution<float> score(-86.0F, 0.0F);
+        std::vector<float> s(kRows * lanes_), max(lanes_, 0.0F), sum(lanes_, 0.0F), correction(lanes_);
+        std::ranges::generate(s, [&] { return score(rng_); });
+        const std::vector<float> scores = s;
+        softmax_step(s.data(), kRows, lanes_, max.data(), sum.data(), correction.data());
+        for (size_t i = 0; i < s.size(); ++i) {
+            ASSERT_NEAR(s[i] / std::exp(double{scores[i]}), 1.0, 3e-7) << scores[i];
+        }
+    }
+}
+
 INSTANTIATE_TEST_SUITE_P(Lanes, SoftmaxTest, testing::Range(size_t{4}, size_t{65}, size_t{4}));
 
 class MaskTest : public testing::Test {

@@ -68,6 +68,11 @@ class PartClock {
     std::array<int64_t, AttentionTimes::kParts> ns_{};
 };
 
+// Whether every row touches all of code space.
+bool is_dense(const Codec& codec) {
+    return codec.space() > 0 && codec.nonzeros() == codec.space();
+}
+
 // What attention must know of a block of cells before it comes to it.
 struct Block {
     SeenCells seen;
@@ -119,8 +124,8 @@ bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call
     if (crossover_ >= 0) {
         return call.n_cells >= static_cast<size_t>(crossover_);
     }
-    if ((k.space() == 0 || k.nonzeros() == k.space()) && v.nonzeros() == v.space()) {
-        // Dense codes: tables are as small as the queries, only the extra barriers cost.
+    if ((k.space() == 0 || is_dense(k)) && is_dense(v)) {
+        // Tables are as small as the queries, only the extra barriers cost.
         constexpr size_t kFewCells = 512;
         return call.n_cells >= kFewCells;
     }
@@ -203,8 +208,7 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         member_scratch.push_back(arena.take(member_floats));
     }
     // A dense row costs as much as so many rows of codes that are as long as it is, with few lanes; others cost more.
-    const bool are_dense_codes = space_k != 0 && codecs.k->nonzeros() == space_k && codecs.v->nonzeros() == space_v;
-    const uint32_t dense_work = are_dense_codes ? 3 : 1;
+    const size_t dense_work = is_dense(*codecs.k) && is_dense(*codecs.v) ? 3 : 1;
     std::vector<Block> blocks(n_blocks);
 
     team.run([&](size_t member) {
@@ -253,12 +257,13 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
         // So far ahead that memory answers in time: some tens of KiB, which the second level of caches holds.
         constexpr size_t kItemsAhead = 8;
         const auto prefetch = [&](size_t item) {
+            if (item >= begin[member + 1]) {
+                return;
+            }
+            const size_t block = call.first_cell / kBlock + item % n_blocks;
             for (const Side side : {Side::kK, Side::kV}) {
-                if (item < begin[member + 1]) {
-                    const size_t block = call.first_cell / kBlock + item % n_blocks;
-                    store.prefetch_codes(side, block, item / n_blocks, LayerStore::CacheLevel::kSecond);
-                    store.prefetch_dense(side, block, item / n_blocks, LayerStore::CacheLevel::kSecond);
-                }
+                store.prefetch_codes(side, block, item / n_blocks, LayerStore::CacheLevel::kSecond);
+                store.prefetch_dense(side, block, item / n_blocks, LayerStore::CacheLevel::kSecond);
             }
         };
         for (size_t i = 0; i < kItemsAhead; ++i) {

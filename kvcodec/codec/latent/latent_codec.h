@@ -89,6 +89,16 @@ class LatentCodec final : public Codec {
                float* s) const override {
         shared_->latents().score(table, lanes, codes, rows, s);
     }
+    size_t rounded_bytes(size_t lanes) const override {
+        return before_rope_ ? 0 : shared_->latents().rounded_bytes(lanes);
+    }
+    void round(const float* table, size_t lanes, std::byte* rounded) const override {
+        shared_->latents().round(table, lanes, rounded);
+    }
+    void score_rounded(const std::byte* rounded, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
+                       float* s) const override {
+        shared_->latents().score_rounded(rounded, lanes, codes, rows, s);
+    }
     void accumulate(const float* p, size_t lanes, const std::byte* codes, std::span<const uint16_t> rows,
                     float* acc) const override {
         shared_->latents().accumulate(p, lanes, codes, rows, acc);

@@ -329,11 +329,17 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                         codecs.k_of(head).score(heads[head].table, lanes, codes, coded, s);
                     }
                     if (has_k_mean) {
-                        std::array<int32_t, kBlock> position;
-                        for (size_t i = 0; codecs.k_mean.rotates() && i < coded.size(); ++i) {
-                            position[i] = call.positions[first_cell + coded[i]];
+                        std::array<int32_t, kBlock> some;
+                        const int32_t* position = call.positions;  // null where codecs need none
+                        if (codecs.k_mean.rotates()) {
+                            position += first_cell;
+                            if (coded.size() < kBlock) {
+                                std::ranges::transform(coded, some.begin(),
+                                                       [&](uint16_t row) { return position[row]; });
+                                position = some.data();
+                            }
                         }
-                        codecs.k_mean.score(heads[head].mean, lanes, position.data(), coded.size(), s);
+                        codecs.k_mean.score(heads[head].mean, lanes, position, coded.size(), s);
                     }
                     clock.lap(AttentionTimes::kScore);
                 }

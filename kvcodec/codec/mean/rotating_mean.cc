@@ -27,15 +27,21 @@ constexpr size_t kHeader = 4;
 /// Shorter runs of consecutive positions are quicker cell by cell.
 constexpr size_t kMinRun = 8;
 
+/// A lane's A and B are scaled so that the amplitudes of its pairs sum up to this: none of their sums at any position
+/// is more than 16 bits hold.
+constexpr float kFullScale = 32000.0F;
+
 /// Of one head's queries, see RotatingMean::prepare().
 struct Prepared {
     Prepared(const float* data, size_t lanes, size_t stride)
         : n_active(static_cast<size_t>(data[1])),
           constant(data + kHeader),
-          a(constant + lanes),
+          unit(constant + lanes),
+          a(unit + lanes),
           b(a + lanes * stride) {}
     size_t n_active;
     const float* constant;  // [lanes]
+    const float* unit;      // [lanes]: what 1 of A and B is in scores
     const float* a;         // [lanes, stride]
     const float* b;         // [lanes, stride]
 };
@@ -223,107 +229,137 @@ void score_cell(const Prepared& prepared, size_t stride, const float* HWY_RESTRI
             even = hn::MulAdd(hn::LoadU(d, prepared.a + lane * stride + i), hn::LoadU(d, phases + i), even);
             odd = hn::MulAdd(hn::LoadU(d, prepared.b + lane * stride + i), hn::LoadU(d, phases + stride + i), odd);
         }
-        s[lane] += prepared.constant[lane] + hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
+        const float sum = hn::GetLane(hn::SumOfLanes(d, hn::Add(even, odd)));
+        s[lane] += prepared.constant[lane] + prepared.unit[lane] * sum;
     }
 }
 
-/// What up to kLaneTile lanes have of the waves over a run of cells.
+using Words = hn::Repartition<int32_t, Wide>;
+using Shorts = hn::Repartition<int16_t, Wide>;
+
+/// What up to kLaneTile lanes have of the waves over a run of cells, two values of 16 bits each: A and B of pairs, then
+/// the slow pairs' sum at nodes.
 struct Factors {
-    const float* constant;                                 // [kLaneTile]
-    float a[kLaneTile][RopeTables::kMaxPairs];             // of cosines
-    float b[kLaneTile][RopeTables::kMaxPairs];             // of sines
-    HWY_ALIGN float nodes[kLaneTile][RopeTables::kNodes];  // the slow pairs' sum
+    static constexpr size_t kRow = RopeTables::kMaxPairs + 16;  // whole vectors
+    static_assert(RopeTables::kNodePairs <= 16);
+    HWY_ALIGN int32_t of[kLaneTile][kRow];
 };
 
 /// Vectors of cells whose sums stay in registers.
 constexpr size_t kCellVectors = HWY_MAX_BYTES >= 64 ? 4 : 2;
 
-/// kLanes lanes of cells [first_cell, first_cell + kCellVectors * Lanes), n_cells of which count. s points at the first
-/// one, whose rows are `lanes` apart.
+/// sum + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] for every i.
+template <class D, class V16, class V32>
+HWY_INLINE V32 add_products(D d, V16 a, V16 b, V32 sum) {
+    V32 odd = hn::Zero(d);
+    const V32 even = hn::ReorderWidenMulAccumulate(d, a, b, sum, odd);
+    return hn::RearrangeToOddPlusEven(even, odd);
+}
+
+/// kLanes lanes from `lane` on of cells [first_cell, first_cell + kCellVectors * Lanes), n_cells of which count. s
+/// points at the first one, whose rows are `lanes` apart.
 template <size_t kLanes>
-HWY_INLINE void score_tile(const RopeTables& tables, const RotatingHead& head, const Factors& factors,
-                           size_t first_cell, size_t n_cells, float* HWY_RESTRICT s, size_t lanes) {
+HWY_INLINE void score_tile(const RopeTables& tables, const RotatingHead& head, const Prepared& prepared, size_t lane,
+                           const Factors& factors, size_t first_cell, size_t n_cells, float* HWY_RESTRICT s,
+                           size_t lanes) {
     const Wide d;
+    const Words words;
+    const Shorts shorts;
     const Quad quad;
     const size_t width = hn::Lanes(d);
-    hn::Vec<Wide> sum[kLaneTile][kCellVectors];
-    for (size_t lane = 0; lane < kLaneTile; ++lane) {
+    hn::Vec<Words> sum[kLanes][kCellVectors];
+    for (size_t k = 0; k < kLanes; ++k) {
         for (size_t v = 0; v < kCellVectors; ++v) {
-            sum[lane][v] = lane < kLanes ? hn::Set(d, factors.constant[lane]) : hn::Zero(d);
+            sum[k][v] = hn::Zero(words);
         }
     }
-    const auto add_wave = [&](const float* HWY_RESTRICT wave, const float* HWY_RESTRICT factor, size_t stride)
-                              HWY_ATTR {
-                                  hn::Vec<Wide> w[kCellVectors];
-                                  for (size_t v = 0; v < kCellVectors; ++v) {
-                                      w[v] = hn::LoadU(d, wave + v * width);
-                                  }
-                                  for (size_t lane = 0; lane < kLanes; ++lane) {
-                                      const auto f = hn::Set(d, factor[lane * stride]);
-                                      for (size_t v = 0; v < kCellVectors; ++v) {
-                                          sum[lane][v] = hn::MulAdd(f, w[v], sum[lane][v]);
-                                      }
-                                  }
-                              };
-    for (const uint32_t pair : head.fast) {
-        const float* HWY_RESTRICT wave = tables.wave(pair) + first_cell;
-        add_wave(wave, &factors.a[0][pair], RopeTables::kMaxPairs);
-        add_wave(wave + RopeTables::kBlock, &factors.b[0][pair], RopeTables::kMaxPairs);
+    for (const uint32_t i : head.waves) {
+        const int16_t* HWY_RESTRICT wave = tables.wave(i) + 2 * first_cell;
+        hn::Vec<Shorts> w[kCellVectors];
+        for (size_t v = 0; v < kCellVectors; ++v) {
+            w[v] = hn::LoadU(shorts, wave + v * 2 * width);
+        }
+        for (size_t k = 0; k < kLanes; ++k) {
+            const auto f = hn::BitCast(shorts, hn::Set(words, factors.of[k][i]));
+            for (size_t v = 0; v < kCellVectors; ++v) {
+                sum[k][v] = add_products(words, w[v], f, sum[k][v]);
+            }
+        }
     }
-    const float* HWY_RESTRICT interpolation = tables.interpolation() + first_cell;
-    for (size_t node = 0; !head.slow.empty() && node < kNodes; ++node) {
-        add_wave(interpolation + node * RopeTables::kBlock, &factors.nodes[0][node], kNodes);
+    hn::Vec<Wide> scores[kLaneTile][kCellVectors];
+    for (size_t k = 0; k < kLaneTile; ++k) {
+        for (size_t v = 0; v < kCellVectors; ++v) {
+            scores[k][v] = hn::Zero(d);
+            if (k < kLanes) {
+                const auto unit = hn::Set(d, prepared.unit[lane + k] / RopeTables::kWaveScale);
+                scores[k][v] = hn::MulAdd(unit, hn::ConvertTo(d, sum[k][v]), hn::Set(d, prepared.constant[lane + k]));
+            }
+        }
     }
     HWY_ALIGN float cells[kCellVectors * kLaneTile * hn::MaxLanes(d)];
     for (size_t v = 0; v < kCellVectors; ++v) {
-        hn::StoreInterleaved4(sum[0][v], sum[1][v], sum[2][v], sum[3][v], d, cells + v * kLaneTile * width);
+        hn::StoreInterleaved4(scores[0][v], scores[1][v], scores[2][v], scores[3][v], d, cells + v * kLaneTile * width);
     }
-    for (size_t cell = 0; cell < std::min(n_cells, kCellVectors * width); ++cell) {
+    size_t cell = 0;
+    if (lanes == kLaneTile && n_cells >= kCellVectors * width) {
+        for (; cell < kCellVectors * width; cell += width / kLaneTile) {
+            float* HWY_RESTRICT out = s + cell * kLaneTile;
+            hn::StoreU(hn::Add(hn::LoadU(d, out), hn::Load(d, cells + cell * kLaneTile)), d, out);
+        }
+    }
+    for (; cell < std::min(n_cells, kCellVectors * width); ++cell) {
         float* HWY_RESTRICT out = s + cell * lanes;
         hn::StoreU(hn::Add(hn::LoadU(quad, out), hn::Load(quad, cells + cell * kLaneTile)), quad, out);
     }
 }
 
 /// Lanes [lane, lane + kLanes) of n cells at consecutive positions: A and B are turned to the first one, then the waves
-/// over a block are constants.
+/// over a block are constants. In 16 bits: of the sum of the pairs' amplitudes, a score is off by about 1e-5 times the
+/// root of their number.
 template <size_t kLanes>
 void score_lanes(const RopeTables& tables, const RotatingHead& head, const Prepared& prepared, size_t lane,
                  size_t lanes, const float* HWY_RESTRICT phases, size_t n, float* HWY_RESTRICT s) {
     const Wide d;
-    const hn::CappedTag<float, kNodes> nodes;
+    const Words words;
+    const hn::CappedTag<int16_t, 2 * kNodes> node_shorts;
+    const hn::Repartition<int32_t, decltype(node_shorts)> node_words;
+    const hn::Rebind<int16_t, decltype(node_words)> node_results;
     const size_t stride = tables.stride();
+    const auto rounding = hn::Set(d, 12582912.0F);  // 1.5 * 2^23: the last 16 bits of a sum are the nearest integer
     Factors factors;
-    factors.constant = prepared.constant + lane;
     for (size_t i = 0; i < stride; i += hn::Lanes(d)) {
         const auto c = hn::LoadU(d, phases + i);
         const auto sine = hn::LoadU(d, phases + stride + i);
         for (size_t k = 0; k < kLanes; ++k) {
             const auto a = hn::LoadU(d, prepared.a + (lane + k) * stride + i);
             const auto b = hn::LoadU(d, prepared.b + (lane + k) * stride + i);
-            hn::StoreU(hn::MulAdd(a, c, hn::Mul(b, sine)), d, factors.a[k] + i);
-            hn::StoreU(hn::NegMulAdd(a, sine, hn::Mul(b, c)), d, factors.b[k] + i);
+            const auto cosines = hn::Add(hn::MulAdd(a, c, hn::Mul(b, sine)), rounding);
+            const auto sines = hn::Add(hn::NegMulAdd(a, sine, hn::Mul(b, c)), rounding);
+            const auto low = hn::And(hn::BitCast(words, cosines), hn::Set(words, 0xFFFF));
+            hn::Store(hn::Or(low, hn::ShiftLeft<16>(hn::BitCast(words, sines))), words, factors.of[k] + i);
         }
     }
-    for (size_t node = 0; !head.slow.empty() && node < kNodes; node += hn::Lanes(nodes)) {
-        hn::Vec<decltype(nodes)> even[kLanes], odd[kLanes];
+    for (size_t node = 0; !head.slow.empty() && node < kNodes; node += hn::Lanes(node_words)) {
+        hn::Vec<decltype(node_words)> sum[kLanes];
         for (size_t k = 0; k < kLanes; ++k) {
-            even[k] = odd[k] = hn::Zero(nodes);
+            sum[k] = hn::Set(node_words, RopeTables::kWaveScale / 2);  // the shift below rounds
         }
         for (const uint32_t pair : head.slow) {
-            const auto cosines = hn::LoadU(nodes, tables.node_wave(pair) + node);
-            const auto sines = hn::LoadU(nodes, tables.node_wave(pair) + kNodes + node);
+            const auto waves = hn::LoadU(node_shorts, tables.node_wave(pair) + 2 * node);
             for (size_t k = 0; k < kLanes; ++k) {
-                even[k] = hn::MulAdd(hn::Set(nodes, factors.a[k][pair]), cosines, even[k]);
-                odd[k] = hn::MulAdd(hn::Set(nodes, factors.b[k][pair]), sines, odd[k]);
+                const auto f = hn::BitCast(node_shorts, hn::Set(node_words, factors.of[k][pair]));
+                sum[k] = add_products(node_words, waves, f, sum[k]);
             }
         }
         for (size_t k = 0; k < kLanes; ++k) {
-            hn::StoreU(hn::Add(even[k], odd[k]), nodes, factors.nodes[k] + node);
+            auto* results = reinterpret_cast<int16_t*>(factors.of[k] + stride) + node;
+            hn::StoreU(hn::DemoteTo(node_results, hn::ShiftRight<RopeTables::kWaveBits>(sum[k])), node_results,
+                       results);
         }
     }
     const size_t step = kCellVectors * hn::Lanes(d);
     for (size_t cell = 0; cell < n; cell += step) {
-        score_tile<kLanes>(tables, head, factors, cell, n - cell, s + cell * lanes + lane, lanes);
+        score_tile<kLanes>(tables, head, prepared, lane, factors, cell, n - cell, s + cell * lanes + lane, lanes);
     }
 }
 
@@ -430,13 +466,17 @@ RotatingMean::Head make_head(const RopeTables& tables, const float* b, size_t di
     }
     head.rotated.assign(2 * tables.stride(), 0.0F);
     for (const uint32_t pair : kept_pairs(energy, dropped_energy * total)) {
-        (tables.is_slow(pair) ? head.slow : head.fast).push_back(pair);
+        (tables.is_slow(pair) ? head.slow : head.waves).push_back(pair);
         head.rotated[pair] = b[rope.first(pair)] * rope.magnitude();
         head.rotated[tables.stride() + pair] = b[rope.second(pair)] * rope.magnitude();
     }
-    if (2 * head.slow.size() <= kNodes) {  // two waves each are no more than the interpolation
-        head.fast.insert(head.fast.end(), head.slow.begin(), head.slow.end());
+    if (head.slow.size() <= RopeTables::kNodePairs) {  // no more waves than the interpolation has
+        head.waves.insert(head.waves.end(), head.slow.begin(), head.slow.end());
         head.slow.clear();
+    }
+    head.n_pairs = head.waves.size() + head.slow.size();
+    for (uint32_t i = 0; !head.slow.empty() && i < RopeTables::kNodePairs; ++i) {
+        head.waves.push_back(static_cast<uint32_t>(tables.stride()) + i);
     }
     return head;
 }
@@ -459,24 +499,22 @@ RopeTables::RopeTables(const Rope& rope) : rope_(rope), stride_((rope.n_pairs() 
     append_rows(64, 1);
     append_rows(64, 64);
     append_rows(kTop, 4096);
-    waves_.resize(rope_.n_pairs() * 2 * kBlock);
-    for (size_t pair = 0; pair < rope_.n_pairs(); ++pair) {
-        for (size_t j = 0; j < kBlock; ++j) {
-            const double angle = rope_.omega(pair) * static_cast<double>(j);
-            waves_[pair * 2 * kBlock + j] = static_cast<float>(std::cos(angle));
-            waves_[pair * 2 * kBlock + kBlock + j] = static_cast<float>(std::sin(angle));
-        }
-    }
+    const auto rounded = [](double value) { return static_cast<int16_t>(std::lround(value * kWaveScale)); };
     std::array<double, kNodes> node;
     for (size_t k = 0; k < kNodes; ++k) {
         const double angle = std::numbers::pi * (static_cast<double>(k) + 0.5) / kNodes;
         node[k] = kHalfBlock * (1.0 + std::cos(angle));
     }
-    node_waves_.resize(rope_.n_pairs() * 2 * kNodes);
+    waves_.resize((stride_ + kNodePairs) * 2 * kBlock);
     for (size_t pair = 0; pair < rope_.n_pairs(); ++pair) {
-        for (size_t k = 0; k < kNodes; ++k) {
-            node_waves_[pair * 2 * kNodes + k] = static_cast<float>(std::cos(rope_.omega(pair) * node[k]));
-            node_waves_[pair * 2 * kNodes + kNodes + k] = static_cast<float>(std::sin(rope_.omega(pair) * node[k]));
+        const double omega = rope_.omega(pair);
+        for (size_t j = 0; j < kBlock; ++j) {
+            waves_[pair * 2 * kBlock + 2 * j] = rounded(std::cos(omega * static_cast<double>(j)));
+            waves_[pair * 2 * kBlock + 2 * j + 1] = rounded(std::sin(omega * static_cast<double>(j)));
+        }
+        for (const double t : node) {
+            node_waves_.push_back(rounded(std::cos(omega * t)));
+            node_waves_.push_back(rounded(std::sin(omega * t)));
         }
     }
     for (size_t k = 0; k < kNodes; ++k) {
@@ -485,14 +523,14 @@ RopeTables::RopeTables(const Rope& rope) : rope_(rope), stride_((rope.n_pairs() 
             for (size_t other = 0; other < kNodes; ++other) {
                 value *= other == k ? 1.0 : (static_cast<double>(j) - node[other]) / (node[k] - node[other]);
             }
-            interpolation_.push_back(static_cast<float>(value));
+            waves_[(stride_ + k / 2) * 2 * kBlock + 2 * j + k % 2] = rounded(value);
         }
     }
 }
 
 bool RopeTables::is_slow(size_t pair) const {
     // The error is at most 2 (angle / 2)^kNodes / kNodes! of the amplitude.
-    constexpr double kMostAngle = 1.0;
+    constexpr double kMostAngle = 2.0;
     return std::abs(rope_.omega(pair)) * kHalfBlock <= kMostAngle;
 }
 
@@ -529,7 +567,7 @@ RotatingMean::RotatingMean(std::shared_ptr<const RopeTables> tables, const std::
 size_t RotatingMean::bytes() const {
     size_t bytes = 0;
     for (const Head& head : heads_) {
-        bytes += (head.fast.size() + head.slow.size() + head.rotated.size() + head.constant.size()) * sizeof(float);
+        bytes += (head.waves.size() + head.slow.size() + head.rotated.size() + head.constant.size()) * sizeof(float);
     }
     return bytes;
 }
@@ -543,11 +581,11 @@ void RotatingMean::add(size_t head, const int32_t* positions, size_t n, float* x
 }
 
 size_t RotatingMean::prepared_floats(size_t lanes) const {
-    return kHeader + lanes * (1 + 2 * tables_->stride());
+    return kHeader + lanes * (2 + 2 * tables_->stride());
 }
 
-// prepared: kHeader floats, a row [lanes] of q . b over the elements without rotation, then A and B [lanes, stride].
-// For a pair, q . R_t b = A cos(t omega) + B sin(t omega) with A = q0 b0 + q1 b1 and B = q1 b0 - q0 b1.
+// prepared: kHeader floats, a row [lanes] of q . b over the elements without rotation, one of units, then A and B
+// [lanes, stride]. For a pair, q . R_t b = A cos(t omega) + B sin(t omega) with A = q0 b0 + q1 b1, B = q1 b0 - q0 b1.
 void RotatingMean::prepare(size_t head_index, const float* q, size_t lanes, float* prepared) const {
     const Rope& rope = tables_->rope();
     const Head& head = heads_[head_index];
@@ -556,13 +594,15 @@ void RotatingMean::prepare(size_t head_index, const float* q, size_t lanes, floa
     std::fill_n(prepared, prepared_floats(lanes), 0.0F);
     prepared[0] = static_cast<float>(head_index);
     float* constant = prepared + kHeader;
-    float* a = constant + lanes;
+    float* unit = constant + lanes;
+    float* a = unit + lanes;
     float* b = a + lanes * stride;
     for (size_t lane = 0; lane < lanes; ++lane, q += dim, a += stride, b += stride) {
         if (std::any_of(q, q + dim, [](float element) { return element != 0.0F; })) {
             prepared[1] = static_cast<float>(lane + 1);
         }
         constant[lane] = std::inner_product(head.constant.begin(), head.constant.end(), q + 2 * rope.n_pairs(), 0.0F);
+        float amplitudes = 0.0F;
         for (size_t pair = 0; pair < rope.n_pairs(); ++pair) {
             const float b0 = head.rotated[pair];
             const float b1 = head.rotated[stride + pair];
@@ -570,7 +610,12 @@ void RotatingMean::prepare(size_t head_index, const float* q, size_t lanes, floa
             const float q1 = q[rope.second(pair)];
             a[pair] = q0 * b0 + q1 * b1;
             b[pair] = q1 * b0 - q0 * b1;
+            amplitudes += std::sqrt(a[pair] * a[pair] + b[pair] * b[pair]);
         }
+        unit[lane] = amplitudes / kFullScale;
+        const float scale = amplitudes > 1e-30F ? kFullScale / amplitudes : 0.0F;  // finite
+        std::for_each_n(a, stride, [scale](float& value) { value *= scale; });
+        std::for_each_n(b, stride, [scale](float& value) { value *= scale; });
     }
 }
 

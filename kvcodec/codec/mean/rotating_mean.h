@@ -26,7 +26,7 @@ class RopeTables {
     /// Pairs rounded up to whole vectors: half the length of a row of phases.
     size_t stride() const { return stride_; }
     size_t bytes() const {
-        return (phases_.size() + waves_.size() + node_waves_.size() + interpolation_.size()) * sizeof(float);
+        return phases_.size() * sizeof(float) + (waves_.size() + node_waves_.size()) * sizeof(int16_t);
     }
 
     /// Row of phases [2, stride], cosines then sines, of the part of t that each table holds; t in [0, kMaxPosition).
@@ -40,34 +40,37 @@ class RopeTables {
     void rotate(const int32_t* positions, size_t n, float* x, size_t stride, const float* mean = nullptr) const;
     /// x_i <- R_{t_i}^-1 x_i.
     void unrotate(const int32_t* positions, size_t n, float* x, size_t stride) const;
-    /// [2, kBlock]: cos(j * omega), then sin(j * omega), of one pair over the positions j of a block.
-    const float* wave(size_t pair) const { return waves_.data() + pair * 2 * kBlock; }
+
+    /// The tables below are of 16 bits, in units of 1 / kWaveScale.
+    static constexpr int kWaveBits = 14;
+    static constexpr int32_t kWaveScale = 1 << kWaveBits;
+    /// [kBlock, 2]: cos(j * omega) and sin(j * omega) of pair i at the positions j of a block. From stride() on: two of
+    /// the polynomials that are 1 at one node and 0 at the others, see kNodes.
+    const int16_t* wave(size_t i) const { return waves_.data() + i * 2 * kBlock; }
 
     /// Waves of slow pairs, and sums of any number of them, are known over a block from their values at kNodes points:
-    /// the polynomial through these is within 2e-7 of the amplitude.
+    /// the polynomial through these is within 5e-5 of the amplitude.
     static constexpr size_t kNodes = 8;
+    static constexpr size_t kNodePairs = kNodes / 2;
     bool is_slow(size_t pair) const;
-    /// [2, kNodes]: cosines and sines of a pair at the nodes, Chebyshev's of a block.
-    const float* node_wave(size_t pair) const { return node_waves_.data() + pair * 2 * kNodes; }
-    /// [kNodes, kBlock]: the polynomial that is 1 at one node and 0 at the others, over the positions of a block.
-    const float* interpolation() const { return interpolation_.data(); }
+    /// [kNodes, 2]: cosine and sine of a pair at the nodes, Chebyshev's of a block.
+    const int16_t* node_wave(size_t pair) const { return node_waves_.data() + pair * 2 * kNodes; }
 
   private:
     const float* row(int64_t i) const { return phases_.data() + static_cast<size_t>(i) * 2 * stride_; }
 
     Rope rope_;
     size_t stride_ = 0;
-    std::vector<float> phases_;         // [64 low + 64 mid + 256 top, 2, stride]
-    std::vector<float> waves_;          // [n_pairs, 2, kBlock]
-    std::vector<float> node_waves_;     // [n_pairs, 2, kNodes]
-    std::vector<float> interpolation_;  // [kNodes, kBlock]
+    std::vector<float> phases_;        // [64 low + 64 mid + 256 top, 2, stride]
+    std::vector<int16_t> waves_;       // [stride + kNodePairs, kBlock, 2]
+    std::vector<int16_t> node_waves_;  // [n_pairs, kNodes, 2]
 };
 
 /// R_t b for the KV heads of one layer, and its products with queries. Without rotation it is a plain mean.
 ///
 /// Pairs of b that carry next to no energy are set to zero at construction: they cost time at every score, and the
 /// codec can code them. subtract(), add() and score() see the same b, so this is never an error. Values agree with R_t
-/// b in double to about 1e-6 of |b|.
+/// b in double to about 1e-6 of |b|, scores of consecutive positions to about 1e-4 of |q| |b|.
 class RotatingMean {
   public:
     static constexpr size_t kBlock = RopeTables::kBlock;
@@ -86,7 +89,7 @@ class RotatingMean {
     /// Resident bytes, shared tables not included.
     size_t bytes() const;
     /// Pairs that a head keeps.
-    size_t n_pairs(size_t head) const { return heads_[head].fast.size() + heads_[head].slow.size(); }
+    size_t n_pairs(size_t head) const { return heads_[head].n_pairs; }
 
     /// x_i -= R_{t_i} b for x [n, stride], stride in floats.
     void subtract(size_t head, const int32_t* positions, size_t n, float* x, size_t stride) const;
@@ -102,7 +105,8 @@ class RotatingMean {
 
     /// One head's b.
     struct Head {
-        std::vector<uint32_t> fast;   ///< kept pairs whose waves are summed one by one
+        size_t n_pairs = 0;           ///< kept
+        std::vector<uint32_t> waves;  ///< RopeTables::wave() that are summed: fast pairs, what interpolates the others
         std::vector<uint32_t> slow;   ///< kept pairs whose sum is interpolated
         std::vector<float> rotated;   ///< [2, RopeTables::stride()]: first, then second elements, times magnitude
         std::vector<float> constant;  ///< elements that RoPE leaves alone

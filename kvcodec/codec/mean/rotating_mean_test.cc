@@ -100,6 +100,16 @@ std::vector<std::vector<int32_t>> position_lists(std::mt19937& rng) {
     return lists;
 }
 
+/// Whether some positions are scored as a run.
+bool has_run(const std::vector<int32_t>& positions) {
+    size_t longest = 1;
+    for (size_t i = 1, run = 1; i < positions.size(); ++i) {
+        run = positions[i] == positions[i - 1] + 1 ? run + 1 : 1;
+        longest = std::max(longest, run);
+    }
+    return longest >= 8;
+}
+
 class RotatingMeanTest : public testing::TestWithParam<Shape> {
   protected:
     void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
@@ -115,6 +125,8 @@ TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
     const Rope rope = make_rope(shape);
     const std::vector<float> mean = random_vector(kHeads * dim, rng);
     const RotatingMean rotating(std::make_shared<RopeTables>(rope), mean, kHeads, 0.0);
+    // Runs of positions are scored in 16 bits: five standard deviations of what their rounding sums up to.
+    const double run_tolerance = kTolerance + 5e-5 * std::sqrt(static_cast<double>(rope.n_pairs()));
     for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
@@ -156,7 +168,8 @@ TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
                             expected += q[lane * dim + j] * key[j];
                         }
                         const double scale = norm(q.data() + lane * dim, dim) * b_norm;
-                        ASSERT_NEAR(s[i * lanes + lane], expected, kTolerance * scale)
+                        const double tolerance = has_run(positions) ? run_tolerance : kTolerance;
+                        ASSERT_NEAR(s[i * lanes + lane], expected, tolerance * scale)
                             << "position " << positions[i] << " lane " << lane << " of " << lanes;
                     }
                 }
@@ -251,7 +264,7 @@ TEST(RotatingMean, DropsPairsWithoutEnergyEverywhere) {
             for (size_t i = 0; i < 128; ++i) {
                 product += double{q[lane * 128 + i]} * keys[cell * 128 + i];
             }
-            EXPECT_NEAR(s[cell * 4 + lane], product, 3e-6 * b_norm * norm(q.data() + lane * 128, 128));
+            EXPECT_NEAR(s[cell * 4 + lane], product, 4e-4 * b_norm * norm(q.data() + lane * 128, 128));
         }
     }
 }

@@ -22,19 +22,23 @@ constexpr size_t kBlock = LayerStore::kBlock;
 struct CodedBlock {
     CodedBlock(const Codec& codec, size_t group)
         : lanes((group + Codec::kLaneMultiple - 1) / Codec::kLaneMultiple * Codec::kLaneMultiple),
-          codes(kBlock * codec.code_bytes() + Codec::kCodeSlackBytes),
+          codes(kBlock * codec.code_bytes()),
           rows(kBlock),
           q(random_rows(lanes * codec.dim(), 2)),
           table(codec.space() * lanes),
           acc(codec.space() * lanes),
           scores(kBlock * lanes) {
         codec.encode(random_rows(kBlock * codec.dim(), 3).data(), kBlock, codes.data());
+        block = codec.layout().arrange(codes);
+        codes.resize(codes.size() + Codec::kCodeSlackBytes);
+        block.resize(codes.size());
         std::iota(rows.begin(), rows.end(), uint16_t{0});
         codec.prepare(q.data(), lanes, 0, codec.space(), table.data());
     }
 
     size_t lanes;
     std::vector<std::byte> codes;
+    std::vector<std::byte> block;  // codes as a store has them
     std::vector<uint16_t> rows;
     std::vector<float> q, table, acc, scores;
 };
@@ -63,9 +67,9 @@ void score(benchmark::State& state) {
     codec->round(block.table.data(), block.lanes, rounded.data());
     for (auto _ : state) {
         if (rounded.empty()) {
-            codec->score(block.table.data(), block.lanes, block.codes.data(), block.rows, block.scores.data());
+            codec->score(block.table.data(), block.lanes, block.block.data(), block.rows, block.scores.data());
         } else {
-            codec->score_rounded(rounded.data(), block.lanes, block.codes.data(), block.rows, block.scores.data());
+            codec->score_rounded(rounded.data(), block.lanes, block.block.data(), block.rows, block.scores.data());
         }
         benchmark::DoNotOptimize(block.scores.data());
         benchmark::ClobberMemory();
@@ -80,7 +84,7 @@ void accumulate(benchmark::State& state) {
     CodedBlock block(*codec, shape.group);
     const std::vector<float> p(block.scores.size(), 1.0F / kBlock);
     for (auto _ : state) {
-        codec->accumulate(p.data(), block.lanes, block.codes.data(), block.rows, block.acc.data());
+        codec->accumulate(p.data(), block.lanes, block.block.data(), block.rows, block.acc.data());
         benchmark::DoNotOptimize(block.acc.data());
         benchmark::ClobberMemory();
     }

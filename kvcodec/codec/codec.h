@@ -7,6 +7,8 @@
 #include <span>
 #include <string>
 
+#include "kvcodec/codec/block_layout.h"
+
 namespace kvcodec {
 
 /// Compresses the vectors of one side (K or V) of one layer. One codec serves all KV heads of that layer, or each has
@@ -23,8 +25,8 @@ namespace kvcodec {
 ///     score      q.x of every coded row from the table
 ///     accumulate sum of p * code into acc[M, lanes]
 ///     finish     expands acc to head_dim once, at the end.
-/// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. Codes of row r lie at
-/// codes + r * code_bytes(), and kCodeSlackBytes readable bytes must follow the last code.
+/// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. score() and accumulate() read codes as
+/// layout() has them, all others one after another; kCodeSlackBytes readable bytes must follow the last code.
 ///
 /// A codec may have no code space: space() is 0, these four must not be called, and attention decodes block by block.
 /// Codes before RoPE have none: a rotation stands between them and the queries.
@@ -41,6 +43,9 @@ class Codec {
     virtual size_t dim() const = 0;
     /// Bytes of one code, scales included.
     virtual size_t code_bytes() const = 0;
+    /// Whether blocks of codes are interleaved.
+    virtual bool is_interleaved() const { return false; }
+    BlockLayout layout() const { return {code_bytes(), is_interleaved()}; }
     /// Resident bytes that do not grow with tokens: atoms, tables.
     virtual size_t fixed_bytes() const = 0;
     /// Whether codes have lengths of their own. encode() still writes them code_bytes() apart, but `codes` of all

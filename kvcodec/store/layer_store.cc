@@ -123,15 +123,33 @@ void LayerStore::give_back_codes() {
     }
 }
 
-std::byte* LayerStore::code(Side side, size_t cell, size_t head) const {
-    std::byte* const block = (side == Side::kK ? codes_k_ : codes_v_)[cell / kBlock];
-    const size_t row = head / codec(side).joint_heads() * kBlock + cell % kBlock;
-    return block == nullptr ? nullptr : block + row * codec(side).code_bytes();
+std::byte* LayerStore::code_block(Side side, size_t block, size_t head) const {
+    std::byte* const of_heads = (side == Side::kK ? codes_k_ : codes_v_)[block];
+    const Codec& codec = this->codec(side);
+    return of_heads == nullptr ? nullptr : of_heads + head / codec.joint_heads() * kBlock * codec.code_bytes();
 }
 
 const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
     return codec(side).is_variable() ? variable_block(side, block * kBlock, head).data()
-                                     : code(side, block * kBlock, head);
+                                     : code_block(side, block, head);
+}
+
+std::vector<std::byte> LayerStore::code(Side side, size_t cell, size_t head) const {
+    if (codec(side).is_variable()) {
+        const std::span<const std::byte> code = variable_block(side, cell, head).code(cell % kBlock);
+        return {code.begin(), code.end()};
+    }
+    std::vector<std::byte> code(codec(side).code_bytes());
+    codec(side).layout().get(code_block(side, cell / kBlock, head), cell % kBlock, code.data());
+    return code;
+}
+
+void LayerStore::put_code(Side side, size_t cell, size_t head, std::span<const std::byte> code) {
+    if (codec(side).is_variable()) {
+        variable_block(side, cell, head).put(cell % kBlock, code);
+    } else {
+        codec(side).layout().put(code.data(), cell % kBlock, code_block(side, cell / kBlock, head));
+    }
 }
 
 void LayerStore::prefetch_codes(Side side, size_t block, size_t head, CacheLevel level) const {
@@ -363,12 +381,8 @@ std::vector<std::byte> LayerStore::encode_or_recall(const EncodeTask& task, cons
 void LayerStore::put_codes(Side side, size_t head, std::span<const uint32_t> cells, std::span<const std::byte> codes) {
     const size_t code_bytes = codec(side).code_bytes();
     for (size_t i = 0; i < cells.size(); ++i) {
-        const std::byte* from = &codes[i * code_bytes];
-        if (codec(side).is_variable()) {
-            variable_block(side, cells[i], head).put(cells[i] % kBlock, {from, codec(side).length(from)});
-        } else {
-            std::memcpy(code(side, cells[i], head), from, code_bytes);
-        }
+        const std::byte* code = &codes[i * code_bytes];
+        put_code(side, cells[i], head, {code, codec(side).length(code)});
     }
 }
 
@@ -515,7 +529,16 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
                             float* x) const {
     const size_t dim = codec(side).dim();
     const size_t cell = block * kBlock + first;
-    codec(side, head).decode(codes(side, block, head), first, n, x);
+    if (codec(side).is_interleaved()) {
+        const size_t code_bytes = codec(side).code_bytes();
+        std::vector<std::byte> codes(n * code_bytes + Codec::kCodeSlackBytes);
+        for (size_t i = 0; i < n; ++i) {
+            codec(side).layout().get(code_block(side, block, head), first + i, &codes[i * code_bytes]);
+        }
+        codec(side, head).decode(codes.data(), 0, n, x);
+    } else {
+        codec(side, head).decode(codes(side, block, head), first, n, x);
+    }
     rows_rebuilt_.fetch_add(n, std::memory_order_relaxed);
     const std::vector<float>& means = plain_mean(side);
     const float* mean = means.empty() ? nullptr : &means[head * dim];
@@ -611,10 +634,7 @@ void LayerStore::read_out(Side side, size_t cell, const int32_t* positions, uint
     const size_t step = codec(side).joint_heads(), bytes = codec(side).code_bytes();
     std::vector<std::byte> codes(codes_per_cell(side) * bytes);
     for (size_t head = 0; head < geometry_.n_head_kv; head += step) {
-        const std::span<const std::byte> code = codec(side).is_variable()
-                                                    ? variable_block(side, cell, head).code(cell % kBlock)
-                                                    : std::span<const std::byte>(this->code(side, cell, head), bytes);
-        std::ranges::copy(code, codes.begin() + static_cast<std::ptrdiff_t>(head / step * bytes));
+        std::ranges::copy(code(side, cell, head), codes.begin() + static_cast<std::ptrdiff_t>(head / step * bytes));
     }
     remembered(side).remember({row, row_length(side)}, codes);
 }
@@ -657,12 +677,7 @@ void LayerStore::copy_cell(size_t from, size_t to) {
         reserve_codes(to);
         for (size_t head = 0; head < geometry_.n_head_kv; ++head) {  // joint codes are copied more than once
             for (const Side side : {Side::kK, Side::kV}) {
-                if (codec(side).is_variable()) {
-                    const std::span<const std::byte> written = variable_block(side, from, head).code(from % kBlock);
-                    variable_block(side, to, head).put(to % kBlock, written);
-                } else {
-                    std::memcpy(code(side, to, head), code(side, from, head), codec(side).code_bytes());
-                }
+                put_code(side, to, head, code(side, from, head));
             }
         }
     }
@@ -768,7 +783,7 @@ std::optional<double> LayerStore::salient_share() const {
     size_t n_salient = 0;
     for (size_t cell = 0; cell < n_cells_; ++cell) {
         for (size_t head = 0; is_coded(cell) && head < geometry_.n_head_kv; ++head) {
-            n_salient += codecs_.k->is_salient(code(Side::kK, cell, head)) ? 1 : 0;  // V is marked alike
+            n_salient += codecs_.k->is_salient(code(Side::kK, cell, head).data()) ? 1 : 0;  // V is marked alike
         }
     }
     return n_coded_ == 0

@@ -533,7 +533,12 @@ TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
     const size_t dim = kGeometry.dim_k;
     for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
         std::vector<float> residual(rows.size() * dim);
-        k_codec_->decode(store_.codes(Side::kK, 1, head), 2, rows.size(), residual.data());
+        const size_t code_bytes = k_codec_->code_bytes();
+        std::vector<std::byte> codes(rows.size() * code_bytes + Codec::kCodeSlackBytes);
+        for (size_t i = 0; i < rows.size(); ++i) {
+            k_codec_->layout().get(store_.codes(Side::kK, 1, head), rows[i], &codes[i * code_bytes]);
+        }
+        k_codec_->decode(codes.data(), 0, rows.size(), residual.data());
         if (head == 0) {
             store_.shift_key(67, 250, rope_);
             store_.shift_key(67, -50, rope_);

@@ -42,14 +42,17 @@ void read(const Codec& codec, std::span<const uint8_t> bytes) {
     if (n == 0) {
         return;
     }
-    std::vector<std::byte> codes(n * codec.code_bytes() + Codec::kCodeSlackBytes);
-    std::memcpy(codes.data(), bytes.data(), n * codec.code_bytes());
+    std::vector<std::byte> codes(n * codec.code_bytes());
+    std::memcpy(codes.data(), bytes.data(), codes.size());
+    std::vector<std::byte> block = codec.layout().arrange(codes);
+    codes.resize(codes.size() + Codec::kCodeSlackBytes);
+    block.resize(block.size() + Codec::kCodeSlackBytes);
     std::vector<float> x(n * codec.dim()), table(codec.space() * kLanes, 1.0F), s(n * kLanes, 0.5F), acc(table.size());
     std::vector<uint16_t> rows(n);
     std::iota(rows.begin(), rows.end(), uint16_t{0});
     codec.decode(codes.data(), 0, n, x.data());
-    codec.score(table.data(), kLanes, codes.data(), rows, s.data());
-    codec.accumulate(s.data(), kLanes, codes.data(), rows, acc.data());
+    codec.score(table.data(), kLanes, block.data(), rows, s.data());
+    codec.accumulate(s.data(), kLanes, block.data(), rows, acc.data());
 }
 
 }  // namespace

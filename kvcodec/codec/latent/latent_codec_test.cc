@@ -142,14 +142,16 @@ TEST_P(LatentCodecTest, CodeSpaceAgreesWithDecodedRowsOnEveryTarget) {
             for (size_t head = 0; head < n_heads_; ++head) {
                 const LatentCodec codec(space, head, false);
                 ASSERT_EQ(codec.space(), rank_);
+                std::vector<std::byte> block = codec.layout().arrange({codes.data(), kRows * codec.code_bytes()});
+                block.resize(block.size() + Codec::kCodeSlackBytes);
                 std::vector<float> x(kRows * dim_);
                 codec.decode(codes.data(), 0, kRows, x.data());
                 std::vector<float> table(rank_ * lanes), s(rows.size() * lanes);
                 codec.prepare(q.data(), lanes, 0, 16, table.data());
                 codec.prepare(q.data(), lanes, 16, rank_, table.data());
-                codec.score(table.data(), lanes, codes.data(), rows, s.data());
+                codec.score(table.data(), lanes, block.data(), rows, s.data());
                 std::vector<float> acc(rank_ * lanes), out(lanes * dim_, 0.5F);
-                codec.accumulate(p.data(), lanes, codes.data(), rows, acc.data());
+                codec.accumulate(p.data(), lanes, block.data(), rows, acc.data());
                 codec.finish(acc.data(), lanes, 0, 16, out.data());
                 codec.finish(acc.data(), lanes, 16, dim_, out.data());
                 for (size_t lane = 0; lane < lanes; ++lane) {

@@ -28,7 +28,7 @@ namespace {
 
 // Sixteen rows are read at a time, each in a 32-bit lane of a vector: four elements of it, a byte each. The planes of
 // bits are laid out so that a shift brings four elements' bits to where they are wanted (scalar_codec.h).
-constexpr size_t kRows = 16;
+constexpr size_t kRows = BlockLayout::kRows;
 /// Rows whose weights are rounded together.
 constexpr size_t kChunk = 64;
 constexpr size_t kSixteens = kChunk / kRows;
@@ -47,12 +47,6 @@ constexpr float kLargestWeight = 254.0F;
 /// Factors below are as good as zero, and have no inverse unit.
 constexpr float kLeast = 1e-30F;
 
-/// The row of sixteen in 32-bit lane `lane`: row 4i + j is the i-th of 128-bit part j, so that what is transposed
-/// within the parts comes out in the order of rows.
-constexpr size_t row_in_lane(size_t lane) {
-    return lane % kQuad * kQuad + lane / kQuad;
-}
-
 /// Words of the planes of one group of elements, of 16 rows.
 struct Planes {
     __m512i path;
@@ -64,51 +58,43 @@ struct Planes {
 /// The codes of up to kRows rows as words: a vector for each word, a row in each 32-bit lane.
 class Words {
   public:
-    /// The n rows from `row` on; the last stands in for those that are missing.
-    KVCODEC_VNNI void load(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n) {
-        const size_t stride = format.code_bytes;
-        const uint8_t* first = codes + row[0] * stride;
-        if (n == kRows && row[kRows - 1] - row[0] == kRows - 1) {
-            load_from(format, [&](size_t lane) { return first + row_in_lane(lane) * stride; });
+    /// The n rows from `row` on. Lanes of those that are missing hold any code.
+    KVCODEC_VNNI_INLINE void load(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n) {
+        const size_t n_words = format.dim * format.bits / 32;
+        if (row[0] % kRows == 0 && row[n - 1] - row[0] == static_cast<int>(n) - 1) {
+            words_ = codes + row[0] * format.code_bytes;
+            const uint8_t* scales = words_ + n_words * sizeof(__m512i);
+            scales_ =
+                scales_of(format, _mm512_cvtepu8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales))));
         } else {
-            load_from(format, [&](size_t lane) { return codes + row[std::min(row_in_lane(lane), n - 1)] * stride; });
+            collect(format, codes, row, n, n_words);
         }
     }
-    KVCODEC_VNNI_INLINE __m512i operator[](size_t word) const { return words_[word]; }
+    KVCODEC_VNNI_INLINE __m512i operator[](size_t word) const {
+        return _mm512_loadu_si512(words_ + word * sizeof(__m512i));
+    }
     /// What a level unit of each row is.
     KVCODEC_VNNI_INLINE __m512 scales() const { return scales_; }
 
   private:
-    static constexpr size_t kAtOnce = 8;
     static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
 
-    /// code(lane): where the code of a lane's row begins.
-    template <class Code>
-    KVCODEC_VNNI_INLINE void load_from(const ScalarFormat& format, const Code& code) {
-        const size_t n_words = format.dim * format.bits / 32;
-        // The byte of the scale comes next; where it would be all that is wanted of eight words, it is read alone.
-        const bool with_scale = n_words % kAtOnce != 0;
-        for (size_t word = 0; word < n_words; word += kAtOnce) {
-            const size_t n_wanted = std::min(kAtOnce, n_words + (with_scale ? 1 : 0) - word);
-            const auto wanted = static_cast<__mmask8>((1U << n_wanted) - 1);
-            // Two rows in a vector, eight lanes apart, whose words are then transposed in squares of eight.
-            __m512i v[kAtOnce];
-            for (size_t i = 0; i < kAtOnce; ++i) {
-                const auto load_row = [&](size_t lane) KVCODEC_VNNI_LAMBDA {
-                    return _mm256_maskz_loadu_epi32(wanted, code(lane) + 4 * word);
-                };
-                v[i] = _mm512_inserti64x4(_mm512_castsi256_si512(load_row(i)), load_row(i + kAtOnce), 1);
-            }
-            transpose(v, words_ + word);
+    /// Rows that lie apart.
+    KVCODEC_VNNI void collect(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n,
+                              size_t n_words) {
+        alignas(64) std::array<int32_t, kRows> at, scale;
+        for (size_t lane = 0; lane < kRows; ++lane) {
+            const size_t i = row[std::min(BlockLayout::place_of(lane), n - 1)];
+            const size_t rows = i / kRows * kRows * format.code_bytes, place = BlockLayout::place_of(i % kRows);
+            at[lane] = static_cast<int32_t>(rows + place * BlockLayout::kWordBytes);
+            scale[lane] = codes[rows + n_words * sizeof(__m512i) + place];
         }
-        if (!with_scale) {
-            alignas(64) std::array<int32_t, kRows> scale;
-            for (size_t lane = 0; lane < kRows; ++lane) {
-                scale[lane] = code(lane)[4 * n_words];
-            }
-            words_[n_words] = _mm512_load_si512(scale.data());
+        const __m512i lanes = _mm512_load_si512(at.data());
+        for (size_t word = 0; word < n_words; ++word) {
+            collected_[word] = _mm512_i32gather_epi32(lanes, codes + word * sizeof(__m512i), 1);
         }
-        scales_ = scales_of(format, _mm512_and_si512(words_[n_words], _mm512_set1_epi32(0xFF)));
+        words_ = reinterpret_cast<const uint8_t*>(collected_);
+        scales_ = scales_of(format, _mm512_load_si512(scale.data()));
     }
 
     KVCODEC_VNNI_INLINE static __m512 scales_of(const ScalarFormat& format, __m512i byte) {
@@ -121,29 +107,9 @@ class Words {
         return _mm512_maskz_scalef_ps(_mm512_test_epi32_mask(byte, byte), of_step, _mm512_cvtepi32_ps(octave));
     }
 
-    /// v: [8 lanes][2 parts of 8 words] -> to [8 words][2 parts of 8 lanes].
-    KVCODEC_VNNI_INLINE static void transpose(const __m512i* v, __m512i* to) {
-        __m512i pairs[kAtOnce], fours[kAtOnce];
-        for (size_t i = 0; i < kAtOnce; i += 2) {
-            pairs[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);      // words 0 and 1 of lanes i, i + 1; 4 and 5
-            pairs[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);  // words 2 and 3; 6 and 7
-        }
-        for (size_t i = 0; i < kAtOnce; i += 4) {
-            fours[i] = _mm512_unpacklo_epi64(pairs[i], pairs[i + 2]);  // word 0 of lanes i .. i + 3; word 4
-            fours[i + 1] = _mm512_unpackhi_epi64(pairs[i], pairs[i + 2]);
-            fours[i + 2] = _mm512_unpacklo_epi64(pairs[i + 1], pairs[i + 3]);
-            fours[i + 3] = _mm512_unpackhi_epi64(pairs[i + 1], pairs[i + 3]);
-        }
-        const __m512i first = _mm512_setr_epi64(0, 1, 8, 9, 4, 5, 12, 13);
-        const __m512i second = _mm512_setr_epi64(2, 3, 10, 11, 6, 7, 14, 15);
-        for (size_t i = 0; i < 4; ++i) {
-            to[i] = _mm512_permutex2var_epi64(fours[i], first, fours[i + 4]);
-            to[i + 4] = _mm512_permutex2var_epi64(fours[i], second, fours[i + 4]);
-        }
-    }
-
-    __m512i words_[kMax + kAtOnce];  // the scale behind the last of the planes
+    const uint8_t* words_;  // [words, kRows] of 32 bits
     __m512 scales_;
+    __m512i collected_[kMax];
 };
 
 /// Planes::path_early
@@ -460,7 +426,7 @@ KVCODEC_VNNI void score_all(const ScalarFormat& format, const std::byte* rounded
 // --- accumulate
 
 /// Weights of a tile's lanes for up to kChunk rows: for each 16 rows and lane a vector, four rows' bytes
-/// (row_in_lane()) in every 32 bits of a 128-bit part.
+/// (BlockLayout::place_of()) in every 32 bits of a 128-bit part.
 struct Weights {
     __m512i of_rows[kSixteens * kMaxTile];
     alignas(32) std::array<float, kMaxTile> unit;

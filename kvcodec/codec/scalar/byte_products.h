@@ -9,7 +9,7 @@
 
 namespace kvcodec::byte_products {
 
-/// Whether these functions may be called: on this machine, for codes of this format.
+/// Whether these functions may be called: on this machine, for codes of this format, which are interleaved.
 bool serve(const ScalarFormat& format);
 
 /// As Codec::rounded_bytes(), round(), score_rounded() and accumulate(). Queries are rounded to 8 bits of the largest

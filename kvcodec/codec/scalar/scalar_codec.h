@@ -66,6 +66,7 @@ class ScalarCodec final : public Codec {
     std::string describe() const override;
     size_t dim() const override { return format_.dim; }
     size_t code_bytes() const override { return format_.code_bytes; }
+    bool is_interleaved() const override { return has_byte_products_; }
     size_t fixed_bytes() const override;
     size_t space() const override { return format_.dim; }
     size_t nonzeros() const override { return format_.dim; }

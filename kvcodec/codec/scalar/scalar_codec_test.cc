@@ -34,6 +34,13 @@ std::vector<std::byte> encode(const Codec& codec, const std::vector<float>& x) {
     return codes;
 }
 
+/// The first n codes as a store has them.
+std::vector<std::byte> arrange(const Codec& codec, const std::vector<std::byte>& codes, size_t n) {
+    std::vector<std::byte> block = codec.layout().arrange({codes.data(), n * codec.code_bytes()});
+    block.resize(block.size() + Codec::kCodeSlackBytes);
+    return block;
+}
+
 std::vector<float> decode(const Codec& codec, const std::vector<std::byte>& codes, size_t n) {
     std::vector<float> x(n * codec.dim());
     codec.decode(codes.data(), 0, n, x.data());
@@ -206,7 +213,7 @@ TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
         constexpr double kTolerance = 1e-4;
         for (const size_t n : {1, 2, 7, 64, 70}) {
             const std::vector<float> x = random_vector(n * dim_, rng_);
-            const std::vector<std::byte> codes = encode(codec, x);
+            const std::vector<std::byte> codes = encode(codec, x), block = arrange(codec, codes, n);
             const std::vector<double> y = reference_rotated(codec.format(), codes, n);
             const std::vector<double> expected = rotate_back(y, h, dim_);
             const std::vector<float> decoded = decode(codec, codes, n);
@@ -220,7 +227,13 @@ TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
                     rows.push_back(row);
                 }
             }
-            std::shuffle(rows.begin(), rows.end(), rng_);
+            if (n % 2 == 0) {  // else they are in order
+                std::shuffle(rows.begin(), rows.end(), rng_);
+            }
+            if (rng_() % 2 == 0) {  // all of them in order, as most blocks have them
+                rows.resize(n);
+                std::iota(rows.begin(), rows.end(), uint16_t{0});
+            }
             for (const size_t lanes : {4, 8, 12, 32}) {
                 const std::vector<float> q = random_vector(lanes * dim_, rng_);
                 std::vector<float> table(dim_ * lanes, -7.0F);
@@ -236,13 +249,13 @@ TEST_P(ScalarCodecTest, AgreesWithBytesRead) {
                 }
 
                 std::vector<float> s(rows.size() * lanes + 1, -7.0F);
-                codec.score(table.data(), lanes, codes.data(), rows, s.data());
+                codec.score(table.data(), lanes, block.data(), rows, s.data());
                 ASSERT_EQ(s.back(), -7.0F);
                 std::vector<float> p = random_vector(rows.size() * lanes, rng_);
                 std::ranges::transform(p, p.begin(), [](float weight) { return std::abs(weight); });
                 const std::vector<float> before = random_vector(dim_ * lanes, rng_);
                 std::vector<float> acc = before;
-                codec.accumulate(p.data(), lanes, codes.data(), rows, acc.data());
+                codec.accumulate(p.data(), lanes, block.data(), rows, acc.data());
                 const std::vector<float> out_before = random_vector(lanes * dim_, rng_);
                 std::vector<float> out = out_before;
                 codec.finish(acc.data(), lanes, 16, dim_, out.data());
@@ -344,7 +357,7 @@ TEST_P(ScalarCodecTest, ZeroAndNonFiniteVectorsBecomeZero) {
     codec_.prepare(q.data(), 4, 0, dim_, table.data());
     const std::vector<uint16_t> rows = {0, 1, 2, 3};
     std::vector<float> s(16, -7.0F);
-    codec_.score(table.data(), 4, codes.data(), rows, s.data());
+    codec_.score(table.data(), 4, arrange(codec_, codes, 5).data(), rows, s.data());
     EXPECT_EQ(s, std::vector<float>(16, 0.0F));
 }
 

@@ -385,12 +385,16 @@ void score_run(const RopeTables& tables, const RotatingHead& head, const Prepare
 /// How many of n > 0 positions from the first on are consecutive.
 size_t run_length(const int32_t* positions, size_t n) {
     const hn::CappedTag<int32_t, 16> d;
-    size_t i = 1;
-    for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+    const auto follow = [&](size_t i) HWY_ATTR {  // whether positions from i on all follow the ones before them
         const auto step = hn::Sub(hn::LoadU(d, positions + i), hn::LoadU(d, positions + i - 1));
-        if (!hn::AllTrue(d, hn::Eq(step, hn::Set(d, 1)))) {
-            break;
-        }
+        return hn::AllTrue(d, hn::Eq(step, hn::Set(d, 1)));
+    };
+    size_t i = 1;
+    while (i + hn::Lanes(d) <= n && follow(i)) {
+        i += hn::Lanes(d);
+    }
+    if (i > 1 && i < n && i + hn::Lanes(d) > n && follow(n - hn::Lanes(d))) {
+        return n;
     }
     while (i < n && int64_t{positions[i]} == int64_t{positions[i - 1]} + 1) {
         ++i;

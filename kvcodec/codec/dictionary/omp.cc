@@ -12,6 +12,7 @@
 #include "kvcodec/codec/dictionary/omp.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <memory>
 #include <numeric>
@@ -779,26 +780,36 @@ class GramPursuit {
     Correlation find_best(size_t n_pairs, const Largest& largest) {
         const Best best = best_of(largest);
         HWY_ALIGN int32_t values[kChunk];
-        intptr_t found = 0;
-        for (size_t v = 4; v-- > 0;) {
-            const IntVec p = short_products_ ? correlations_of<true>(n_pairs, best.first + v * kLanes)
-                                             : correlations_of<false>(n_pairs, best.first + v * kLanes);
-            hn::Store(p, kIntTag, values + v * kLanes);
-            const intptr_t lane = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(p), best.magnitude));
-            found = lane < 0 ? found : static_cast<intptr_t>(v * kLanes) + lane;
-        }
-        return {correlation_unit_ * static_cast<float>(values[found]), best.first + static_cast<size_t>(found)};
+        const uint64_t equal =
+            short_products_ ? equal_to<true>(best, n_pairs, values) : equal_to<false>(best, n_pairs, values);
+        const auto found = std::min(static_cast<size_t>(std::countr_zero(equal)), kChunk - 1);
+        return {correlation_unit_ * static_cast<float>(values[found]), best.first + found};
     }
 
-    // Those of atoms [first, first + kLanes), as add_row() finds them.
+    // Which atoms of the chunk have that magnitude; their correlations, as add_row() finds them.
     template <bool kShortProducts>
-    HWY_INLINE IntVec correlations_of(size_t n_pairs, size_t first) const {
-        IntVec sum = hn::Zero(kIntTag), rest = sum;
-        for (size_t i = 0; i < n_pairs; ++i) {
+    HWY_INLINE uint64_t equal_to(const Best& best, size_t n_pairs, int32_t* values) const {
+        static_assert(kChunk <= 64);
+        const IntVec zero = hn::Zero(kIntTag);
+        IntVec sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
+        IntVec rest0 = zero, rest1 = zero, rest2 = zero, rest3 = zero;
+        const int32_t* row = rows_.get() + best.first;
+        for (size_t i = 0; i < n_pairs; ++i, row += n_padded_) {
             const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels_[i]));
-            add_products<kShortProducts>(factor, load_pairs(rows_.get() + i * n_padded_ + first), sum, rest);
+            add_products<kShortProducts>(factor, load_pairs(row), sum0, rest0);
+            add_products<kShortProducts>(factor, load_pairs(row + kLanes), sum1, rest1);
+            add_products<kShortProducts>(factor, load_pairs(row + 2 * kLanes), sum2, rest2);
+            add_products<kShortProducts>(factor, load_pairs(row + 3 * kLanes), sum3, rest3);
         }
-        return total(correlations_ + first, sum, rest);
+        const int32_t* correlations = correlations_ + best.first;
+        const auto bits_of = [&](size_t v, IntVec sum, IntVec rest) HWY_ATTR {
+            const IntVec p = total(correlations + v * kLanes, sum, rest);
+            hn::Store(p, kIntTag, values + v * kLanes);
+            uint64_t bits = 0;
+            hn::StoreMaskBits(kIntTag, hn::Eq(hn::Abs(p), best.magnitude), reinterpret_cast<uint8_t*>(&bits));
+            return bits << (v * kLanes);
+        };
+        return bits_of(0, sum0, rest0) | bits_of(1, sum1, rest1) | bits_of(2, sum2, rest2) | bits_of(3, sum3, rest3);
     }
 
     // Coefficients of the atoms as they are, by a step of iterative refinement: L is of rounded ones. False: one step

@@ -329,14 +329,14 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                         codecs.k_of(head).score(heads[head].table, lanes, codes, coded, s);
                     }
                     if (has_k_mean) {
-                        std::array<int32_t, kBlock> some;
+                        std::array<int32_t, kBlock> gathered;
                         const int32_t* position = call.positions;  // null where codecs need none
                         if (codecs.k_mean.rotates()) {
                             position += first_cell;
                             if (coded.size() < kBlock) {
-                                std::ranges::transform(coded, some.begin(),
+                                std::ranges::transform(coded, gathered.begin(),
                                                        [&](uint16_t row) { return position[row]; });
-                                position = some.data();
+                                position = gathered.data();
                             }
                         }
                         codecs.k_mean.score(heads[head].mean, lanes, position, coded.size(), s);

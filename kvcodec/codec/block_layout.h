@@ -7,8 +7,6 @@
 
 namespace kvcodec {
 
-class Codec;
-
 /// Codes of a block are one after another, or interleaved: of every kRows rows first the first 32 bits of each, then
 /// the second, and so on, then the bytes that are left, so that a vector holds one word of kRows rows. Rows are in an
 /// order that suits kernels, place_of().

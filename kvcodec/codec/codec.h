@@ -25,8 +25,9 @@ namespace kvcodec {
 ///     score      q.x of every coded row from the table
 ///     accumulate sum of p * code into acc[M, lanes]
 ///     finish     expands acc to head_dim once, at the end.
-/// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. score() and accumulate() read codes as
-/// layout() has them, all others one after another; kCodeSlackBytes readable bytes must follow the last code.
+/// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. score(), score_rounded() and
+/// accumulate() read codes as layout() has them, whole BlockLayout::kRows where these are interleaved, at rows that
+/// ascend; all others read codes one after another. kCodeSlackBytes readable bytes must follow the last code.
 ///
 /// A codec may have no code space: space() is 0, these four must not be called, and attention decodes block by block.
 /// Codes before RoPE have none: a rotation stands between them and the queries.

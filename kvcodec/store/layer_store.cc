@@ -74,7 +74,7 @@ void LayerStore::set_codecs(const LayerGeometry& geometry, LayerCodecs codecs) {
         for (const auto& codec : heads) {
             if (heads.size() != geometry.n_head_kv || codec->code_bytes() != first.code_bytes() ||
                 codec->dim() != first.dim() || codec->space() != first.space() ||
-                codec->joint_heads() != first.joint_heads()) {
+                codec->joint_heads() != first.joint_heads() || codec->is_interleaved() != first.is_interleaved()) {
                 throw Error("the codecs of a layer's heads differ in number or size");
             }
         }

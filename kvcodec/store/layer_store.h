@@ -113,8 +113,8 @@ class LayerStore {
     /// Half-precision row of a dense cell.
     const uint16_t* dense_row(Side side, size_t cell) const;
 
-    /// Codes of the kBlock rows of one block and head, or of the heads that are coded together with it; null where none
-    /// was written.
+    /// Codes of the kBlock rows of one block and head, or of the heads that are coded together with it, as
+    /// Codec::layout() has them; null where none was written.
     const std::byte* codes(Side side, size_t block, size_t head) const;
     enum class CacheLevel { kFirst, kSecond };
     /// Asks for these codes to be brought into the processor's caches; hardware loses the stream between blocks.

@@ -219,12 +219,13 @@ TEST_F(LayerStoreTest, TeamsEncodeAlike) {
         dense.push_back(read(Side::kK, cell));
     }
     const auto codes = [&](Side side) {
-        const size_t bytes = (side == Side::kK ? *k_codec_ : *v_codec_).code_bytes();
+        const Codec& codec = side == Side::kK ? *k_codec_ : *v_codec_;
+        std::vector<std::byte> code(codec.code_bytes());
         std::vector<std::byte> all;
         for (const uint32_t cell : cells) {
             for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
-                const std::byte* code = store_.codes(side, cell / kBlock, head) + cell % kBlock * bytes;
-                all.insert(all.end(), code, code + bytes);
+                codec.layout().get(store_.codes(side, cell / kBlock, head), cell % kBlock, code.data());
+                all.insert(all.end(), code.begin(), code.end());
             }
         }
         return all;

@@ -782,7 +782,7 @@ class GramPursuit {
         HWY_ALIGN int32_t values[kChunk];
         const uint64_t equal =
             short_products_ ? equal_to<true>(best, n_pairs, values) : equal_to<false>(best, n_pairs, values);
-        const auto found = std::min(static_cast<size_t>(std::countr_zero(equal)), kChunk - 1);
+        const auto found = static_cast<size_t>(std::countr_zero(equal));  // one always is
         return {correlation_unit_ * static_cast<float>(values[found]), best.first + found};
     }
 

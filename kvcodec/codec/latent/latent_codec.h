@@ -72,7 +72,7 @@ class LatentCodec final : public Codec {
     std::string describe() const override;
     size_t dim() const override { return shared_->dim(); }
     size_t code_bytes() const override { return shared_->latents().code_bytes(); }
-    bool is_interleaved() const override { return shared_->latents().is_interleaved(); }
+    bool is_interleaved() const override { return !before_rope_ && shared_->latents().is_interleaved(); }
     size_t fixed_bytes() const override { return shared_->fixed_bytes() / shared_->n_heads(); }
     size_t joint_heads() const override { return shared_->n_heads(); }
     bool before_rope() const override { return before_rope_; }

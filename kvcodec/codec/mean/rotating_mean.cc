@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <array>
 #include <cmath>
+#include <cstring>
 #include <numbers>
 #include <numeric>
 #include <string>
@@ -352,9 +353,10 @@ void score_lanes(const RopeTables& tables, const RotatingHead& head, const Prepa
             }
         }
         for (size_t k = 0; k < kLanes; ++k) {
-            auto* results = reinterpret_cast<int16_t*>(factors.of[k] + stride) + node;
+            int16_t values[kNodes];
             hn::StoreU(hn::DemoteTo(node_results, hn::ShiftRight<RopeTables::kWaveBits>(sum[k])), node_results,
-                       results);
+                       values + node);
+            std::memcpy(factors.of[k] + stride + node / 2, values + node, hn::Lanes(node_words) * sizeof(int16_t));
         }
     }
     const size_t step = kCellVectors * hn::Lanes(d);

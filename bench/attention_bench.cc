@@ -29,9 +29,8 @@ struct CodedBlock {
           acc(codec.space() * lanes),
           scores(kBlock * lanes) {
         codec.encode(random_rows(kBlock * codec.dim(), 3).data(), kBlock, codes.data());
-        block = codec.layout().arrange(codes);
+        block = codec.arrange(codes);
         codes.resize(codes.size() + Codec::kCodeSlackBytes);
-        block.resize(codes.size());
         std::iota(rows.begin(), rows.end(), uint16_t{0});
         codec.prepare(q.data(), lanes, 0, codec.space(), table.data());
     }

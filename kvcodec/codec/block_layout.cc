@@ -29,6 +29,12 @@ void BlockLayout::get(const std::byte* block, size_t row, std::byte* code) const
     for_each_part(block, row, [&](const std::byte* from, size_t at, size_t n) { std::memcpy(code + at, from, n); });
 }
 
+void BlockLayout::get(const std::byte* block, size_t first, size_t n, std::byte* codes) const {
+    for (size_t i = 0; i < n; ++i) {
+        get(block, first + i, codes + i * code_bytes_);
+    }
+}
+
 std::vector<std::byte> BlockLayout::arrange(std::span<const std::byte> codes) const {
     const size_t n = codes.size() / code_bytes_;
     std::vector<std::byte> block((n + kRows - 1) / kRows * kRows * code_bytes_);

@@ -22,10 +22,11 @@ class BlockLayout {
     /// transposed within these comes out in the order of rows. Its own inverse.
     static constexpr size_t place_of(size_t row) { return row % 4 * 4 + row / 4 % 4; }
 
-    bool is_interleaved() const { return is_interleaved_; }
     /// code: [code_bytes]
     void put(const std::byte* code, size_t row, std::byte* block) const;
     void get(const std::byte* block, size_t row, std::byte* code) const;
+    /// The codes of rows [first, first + n), one after another.
+    void get(const std::byte* block, size_t first, size_t n, std::byte* codes) const;
     /// n codes, one after another, as blocks of them lie; [n rounded up to kRows, code_bytes].
     std::vector<std::byte> arrange(std::span<const std::byte> codes) const;
 

@@ -6,6 +6,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "kvcodec/codec/block_layout.h"
 
@@ -26,8 +27,8 @@ namespace kvcodec {
 ///     accumulate sum of p * code into acc[M, lanes]
 ///     finish     expands acc to head_dim once, at the end.
 /// `lanes` is always a multiple of kLaneMultiple; callers pad with zero lanes. score(), score_rounded() and
-/// accumulate() read codes as layout() has them, whole BlockLayout::kRows where these are interleaved, at rows that
-/// ascend; all others read codes one after another. kCodeSlackBytes readable bytes must follow the last code.
+/// accumulate() read codes as layout() has them, whole BlockLayout::kRows where these are interleaved; all others read
+/// codes one after another. kCodeSlackBytes readable bytes must follow the last code.
 ///
 /// A codec may have no code space: space() is 0, these four must not be called, and attention decodes block by block.
 /// Codes before RoPE have none: a rotation stands between them and the queries.
@@ -47,6 +48,12 @@ class Codec {
     /// Whether blocks of codes are interleaved.
     virtual bool is_interleaved() const { return false; }
     BlockLayout layout() const { return {code_bytes(), is_interleaved()}; }
+    /// BlockLayout::arrange(), and kCodeSlackBytes.
+    std::vector<std::byte> arrange(std::span<const std::byte> codes) const {
+        std::vector<std::byte> block = layout().arrange(codes);
+        block.resize(block.size() + kCodeSlackBytes);
+        return block;
+    }
     /// Resident bytes that do not grow with tokens: atoms, tables.
     virtual size_t fixed_bytes() const = 0;
     /// Whether codes have lengths of their own. encode() still writes them code_bytes() apart, but `codes` of all

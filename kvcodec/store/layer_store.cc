@@ -134,14 +134,14 @@ const std::byte* LayerStore::codes(Side side, size_t block, size_t head) const {
                                      : code_block(side, block, head);
 }
 
-std::vector<std::byte> LayerStore::code(Side side, size_t cell, size_t head) const {
+void LayerStore::get_code(Side side, size_t cell, size_t head, std::vector<std::byte>& code) const {
     if (codec(side).is_variable()) {
-        const std::span<const std::byte> code = variable_block(side, cell, head).code(cell % kBlock);
-        return {code.begin(), code.end()};
+        const std::span<const std::byte> written = variable_block(side, cell, head).code(cell % kBlock);
+        code.assign(written.begin(), written.end());
+        return;
     }
-    std::vector<std::byte> code(codec(side).code_bytes());
+    code.resize(codec(side).code_bytes());
     codec(side).layout().get(code_block(side, cell / kBlock, head), cell % kBlock, code.data());
-    return code;
 }
 
 void LayerStore::put_code(Side side, size_t cell, size_t head, std::span<const std::byte> code) {
@@ -530,11 +530,8 @@ void LayerStore::decode_run(Side side, size_t block, size_t head, size_t first, 
     const size_t dim = codec(side).dim();
     const size_t cell = block * kBlock + first;
     if (codec(side).is_interleaved()) {
-        const size_t code_bytes = codec(side).code_bytes();
-        std::vector<std::byte> codes(n * code_bytes + Codec::kCodeSlackBytes);
-        for (size_t i = 0; i < n; ++i) {
-            codec(side).layout().get(code_block(side, block, head), first + i, &codes[i * code_bytes]);
-        }
+        std::vector<std::byte> codes(n * codec(side).code_bytes() + Codec::kCodeSlackBytes);
+        codec(side).layout().get(code_block(side, block, head), first, n, codes.data());
         codec(side, head).decode(codes.data(), 0, n, x);
     } else {
         codec(side, head).decode(codes(side, block, head), first, n, x);
@@ -632,9 +629,10 @@ void LayerStore::read_out(Side side, size_t cell, const int32_t* positions, uint
         return;
     }
     const size_t step = codec(side).joint_heads(), bytes = codec(side).code_bytes();
-    std::vector<std::byte> codes(codes_per_cell(side) * bytes);
+    std::vector<std::byte> codes(codes_per_cell(side) * bytes), code;
     for (size_t head = 0; head < geometry_.n_head_kv; head += step) {
-        std::ranges::copy(code(side, cell, head), codes.begin() + static_cast<std::ptrdiff_t>(head / step * bytes));
+        get_code(side, cell, head, code);
+        std::ranges::copy(code, codes.begin() + static_cast<std::ptrdiff_t>(head / step * bytes));
     }
     remembered(side).remember({row, row_length(side)}, codes);
 }
@@ -675,9 +673,11 @@ void LayerStore::copy_cell(size_t from, size_t to) {
     drop(to);
     if (is_in_coded_group(from)) {
         reserve_codes(to);
+        std::vector<std::byte> code;
         for (size_t head = 0; head < geometry_.n_head_kv; ++head) {  // joint codes are copied more than once
             for (const Side side : {Side::kK, Side::kV}) {
-                put_code(side, to, head, code(side, from, head));
+                get_code(side, from, head, code);
+                put_code(side, to, head, code);
             }
         }
     }
@@ -781,9 +781,11 @@ double LayerStore::used_bytes_per_token(double salient_share) const {
 
 std::optional<double> LayerStore::salient_share() const {
     size_t n_salient = 0;
+    std::vector<std::byte> code;
     for (size_t cell = 0; cell < n_cells_; ++cell) {
         for (size_t head = 0; is_coded(cell) && head < geometry_.n_head_kv; ++head) {
-            n_salient += codecs_.k->is_salient(code(Side::kK, cell, head).data()) ? 1 : 0;  // V is marked alike
+            get_code(Side::kK, cell, head, code);
+            n_salient += codecs_.k->is_salient(code.data()) ? 1 : 0;  // V is marked alike
         }
     }
     return n_coded_ == 0

@@ -251,8 +251,8 @@ class LayerStore {
     void give_back_codes();
     /// The codes of one block, of the heads that are coded together with this one. Null before the first is put.
     std::byte* code_block(Side side, size_t block, size_t head) const;
-    /// One code of any codec.
-    std::vector<std::byte> code(Side side, size_t cell, size_t head) const;
+    /// One code of any codec; `code` is given its length.
+    void get_code(Side side, size_t cell, size_t head, std::vector<std::byte>& code) const;
     void put_code(Side side, size_t cell, size_t head, std::span<const std::byte> code);
     bool is_in_coded_group(size_t cell) const;
     void decode_run(Side side, size_t block, size_t head, size_t first, size_t n, const int32_t* positions,

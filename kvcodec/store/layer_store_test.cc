@@ -534,11 +534,8 @@ TEST_F(LayerStoreTest, ShiftOfACodeRotatesItsResidual) {
     const size_t dim = kGeometry.dim_k;
     for (size_t head = 0; head < kGeometry.n_head_kv; ++head) {
         std::vector<float> residual(rows.size() * dim);
-        const size_t code_bytes = k_codec_->code_bytes();
-        std::vector<std::byte> codes(rows.size() * code_bytes + Codec::kCodeSlackBytes);
-        for (size_t i = 0; i < rows.size(); ++i) {
-            k_codec_->layout().get(store_.codes(Side::kK, 1, head), rows[i], &codes[i * code_bytes]);
-        }
+        std::vector<std::byte> codes(rows.size() * k_codec_->code_bytes() + Codec::kCodeSlackBytes);
+        k_codec_->layout().get(store_.codes(Side::kK, 1, head), 2, rows.size(), codes.data());
         k_codec_->decode(codes.data(), 0, rows.size(), residual.data());
         if (head == 0) {
             store_.shift_key(67, 250, rope_);

@@ -44,9 +44,8 @@ void read(const Codec& codec, std::span<const uint8_t> bytes) {
     }
     std::vector<std::byte> codes(n * codec.code_bytes());
     std::memcpy(codes.data(), bytes.data(), codes.size());
-    std::vector<std::byte> block = codec.layout().arrange(codes);
+    const std::vector<std::byte> block = codec.arrange(codes);
     codes.resize(codes.size() + Codec::kCodeSlackBytes);
-    block.resize(block.size() + Codec::kCodeSlackBytes);
     std::vector<float> x(n * codec.dim()), table(codec.space() * kLanes, 1.0F), s(n * kLanes, 0.5F), acc(table.size());
     std::vector<uint16_t> rows(n);
     std::iota(rows.begin(), rows.end(), uint16_t{0});

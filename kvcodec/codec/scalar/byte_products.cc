@@ -61,7 +61,7 @@ class Words {
     /// The n rows from `row` on. Lanes of those that are missing hold any code.
     KVCODEC_VNNI_INLINE void load(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n) {
         const size_t n_words = format.dim * format.bits / 32;
-        if (row[0] % kRows == 0 && row[n - 1] - row[0] == static_cast<int>(n) - 1) {
+        if (row[0] % kRows == 0 && are_consecutive(row, n)) {
             words_ = codes + row[0] * format.code_bytes;
             const uint8_t* scales = words_ + n_words * sizeof(__m512i);
             scales_ =
@@ -78,6 +78,14 @@ class Words {
 
   private:
     static constexpr size_t kMax = ScalarFormat::kMaxDim * 4 / 32;
+
+    /// n: at most kRows.
+    KVCODEC_VNNI_INLINE static bool are_consecutive(const uint16_t* row, size_t n) {
+        const auto given = static_cast<__mmask16>((1U << n) - 1);
+        const __m256i count = _mm256_setr_epi16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        const __m256i wanted = _mm256_add_epi16(_mm256_set1_epi16(static_cast<int16_t>(row[0])), count);
+        return _mm256_mask_cmpneq_epi16_mask(given, _mm256_maskz_loadu_epi16(given, row), wanted) == 0;
+    }
 
     /// Rows that lie apart.
     KVCODEC_VNNI void collect(const ScalarFormat& format, const uint8_t* codes, const uint16_t* row, size_t n,

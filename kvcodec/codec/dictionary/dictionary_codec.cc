@@ -54,12 +54,43 @@ HWY_INLINE void add_atom(const uint16_t* atom, float factor, size_t begin, size_
     }
 }
 
+// x[kVectors vectors] = sum_i coefficient_i * atom_i, of elements from `atoms` and x on.
+template <size_t kVectors>
+HWY_INLINE void decode_elements(const uint16_t* atoms, const uint32_t* offset, const float* coefficient,
+                                size_t sparsity, float* HWY_RESTRICT x) {
+    const hn::ScalableTag<float> d;
+    hn::Vec<decltype(d)> sum[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) {
+        sum[v] = hn::Zero(d);
+    }
+    for (size_t i = 0; i < sparsity; ++i) {
+        const auto factor = hn::Set(d, coefficient[i]);
+        for (size_t v = 0; v < kVectors; ++v) {
+            sum[v] = hn::MulAdd(factor, load_half(d, atoms + offset[i] + v * hn::Lanes(d)), sum[v]);
+        }
+    }
+    for (size_t v = 0; v < kVectors; ++v) {
+        hn::StoreU(sum[v], d, x + v * hn::Lanes(d));
+    }
+}
+
 void decode_rows(const uint16_t* atoms, size_t dim, const uint32_t* offset, const float* coefficient, size_t stride,
                  size_t sparsity, size_t n, float* x) {
-    std::fill_n(x, n * dim, 0.0F);
-    for (size_t row = 0; row < n; ++row) {
-        for (size_t i = 0; i < sparsity; ++i) {
-            add_atom(atoms + offset[row * stride + i], coefficient[row * stride + i], 0, dim, x + row * dim);
+    constexpr size_t kVectors = 4;
+    const size_t width = hn::Lanes(hn::ScalableTag<float>());
+    for (size_t row = 0; row < n; ++row, offset += stride, coefficient += stride, x += dim) {
+        size_t element = 0;
+        for (; element + kVectors * width <= dim; element += kVectors * width) {
+            decode_elements<kVectors>(atoms + element, offset, coefficient, sparsity, x + element);
+        }
+        for (; element + width <= dim; element += width) {
+            decode_elements<1>(atoms + element, offset, coefficient, sparsity, x + element);
+        }
+        for (; element < dim; ++element) {
+            x[element] = 0.0F;
+            for (size_t i = 0; i < sparsity; ++i) {
+                x[element] += coefficient[i] * half_to_float(atoms[offset[i] + element]);
+            }
         }
     }
 }
@@ -108,30 +139,53 @@ void prepare_table(const uint16_t* atoms, size_t n_atoms, size_t dim, const floa
     }
 }
 
+// sum[chain, v] += coefficient_i * table[index_i, lanes] for kNonzeros nonzeros. Two chains hide the latency of the
+// additions.
+template <size_t kNonzeros, class D, size_t kVectors>
+HWY_INLINE void score_nonzeros(D d, const float* HWY_RESTRICT table, const uint32_t* HWY_RESTRICT offset,
+                               const float* HWY_RESTRICT coefficient, hn::Vec<D> (&sum)[2][kVectors]) {
+    for (size_t i = 0; i < kNonzeros; ++i) {
+        const float* entry = table + offset[i];
+        const auto factor = hn::Set(d, coefficient[i]);
+        for (size_t v = 0; v < kVectors; ++v) {
+            sum[i % 2][v] = hn::MulAdd(factor, hn::LoadU(d, entry + v * hn::Lanes(d)), sum[i % 2][v]);
+        }
+    }
+}
+
 // s[row, lanes] = sum_i coefficient_i * table[index_i, lanes], kVectors vectors of lanes at a time.
 template <class D, size_t kVectors>
 HWY_INLINE void score_lanes(D d, const float* HWY_RESTRICT table, const uint32_t* HWY_RESTRICT offset,
                             const float* HWY_RESTRICT coefficient, size_t stride, size_t sparsity, size_t n,
                             size_t lanes, float* HWY_RESTRICT s) {
-    using V = hn::Vec<D>;
-    const size_t width = hn::Lanes(d);
     for (size_t row = 0; row < n; ++row, offset += stride, coefficient += stride) {
-        V sum[2][kVectors];  // two chains hide the latency of the additions
+        hn::Vec<D> sum[2][kVectors];
         for (size_t v = 0; v < kVectors; ++v) {
             sum[0][v] = hn::Zero(d);
             sum[1][v] = hn::Zero(d);
         }
-        for (size_t i = 0; i < sparsity; i += 2) {
-            for (size_t chain = 0; chain < 2; ++chain) {
-                const float* entry = table + offset[i + chain];
-                const V factor = hn::Set(d, coefficient[i + chain]);
-                for (size_t v = 0; v < kVectors; ++v) {
-                    sum[chain][v] = hn::MulAdd(factor, hn::LoadU(d, entry + v * width), sum[chain][v]);
-                }
-            }
+        size_t i = 0;
+        for (; i + 8 <= sparsity; i += 8) {
+            score_nonzeros<8>(d, table, offset + i, coefficient + i, sum);
+        }
+        for (; i < sparsity; i += 2) {
+            score_nonzeros<2>(d, table, offset + i, coefficient + i, sum);
         }
         for (size_t v = 0; v < kVectors; ++v) {
-            hn::StoreU(sum[0][v] + sum[1][v], d, s + row * lanes + v * width);
+            hn::StoreU(sum[0][v] + sum[1][v], d, s + row * lanes + v * hn::Lanes(d));
+        }
+    }
+}
+
+// acc[index_i, lanes] += coefficient_i * p[lanes] for kNonzeros nonzeros.
+template <size_t kNonzeros, class D, size_t kVectors>
+HWY_INLINE void accumulate_nonzeros(D d, const hn::Vec<D> (&p)[kVectors], const uint32_t* HWY_RESTRICT offset,
+                                    const float* HWY_RESTRICT coefficient, float* acc) {
+    for (size_t i = 0; i < kNonzeros; ++i) {
+        float* entry = acc + offset[i];
+        const auto factor = hn::Set(d, coefficient[i]);
+        for (size_t v = 0; v < kVectors; ++v) {
+            hn::StoreU(hn::MulAdd(factor, p[v], hn::LoadU(d, entry + v * hn::Lanes(d))), d, entry + v * hn::Lanes(d));
         }
     }
 }
@@ -141,19 +195,17 @@ template <class D, size_t kVectors>
 HWY_INLINE void accumulate_lanes(D d, const float* HWY_RESTRICT p, const uint32_t* HWY_RESTRICT offset,
                                  const float* HWY_RESTRICT coefficient, size_t stride, size_t sparsity, size_t n,
                                  size_t lanes, float* acc) {
-    using V = hn::Vec<D>;
-    const size_t width = hn::Lanes(d);
     for (size_t row = 0; row < n; ++row, offset += stride, coefficient += stride) {
-        V weight[kVectors];
+        hn::Vec<D> weight[kVectors];
         for (size_t v = 0; v < kVectors; ++v) {
-            weight[v] = hn::LoadU(d, p + row * lanes + v * width);
+            weight[v] = hn::LoadU(d, p + row * lanes + v * hn::Lanes(d));
         }
-        for (size_t i = 0; i < sparsity; ++i) {
-            float* entry = acc + offset[i];
-            const V factor = hn::Set(d, coefficient[i]);
-            for (size_t v = 0; v < kVectors; ++v) {
-                hn::StoreU(hn::MulAdd(factor, weight[v], hn::LoadU(d, entry + v * width)), d, entry + v * width);
-            }
+        size_t i = 0;
+        for (; i + 8 <= sparsity; i += 8) {
+            accumulate_nonzeros<8>(d, weight, offset + i, coefficient + i, acc);
+        }
+        for (; i < sparsity; ++i) {
+            accumulate_nonzeros<1>(d, weight, offset + i, coefficient + i, acc);
         }
     }
 }

@@ -7,6 +7,8 @@
 #include <numeric>
 #include <vector>
 
+#include "kvcodec/target.h"
+
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "kvcodec/codec/dictionary/packing.cc"
 #include "hwy/foreach_target.h"
@@ -48,22 +50,7 @@ inline const std::array<float, 256>& fp8_table() {
     return table;
 }
 
-// By byte: which bits are ones, the lowest first, each in a byte of its own.
-inline const std::array<uint64_t, 256>& ones_of_byte() {
-    static const std::array<uint64_t, 256> table = [] {
-        std::array<uint64_t, 256> all{};
-        for (size_t byte = 0; byte < 256; ++byte) {
-            unsigned count = 0;
-            for (size_t bit = 0; bit < 8; ++bit) {
-                if ((byte >> bit & 1) != 0) {
-                    all[byte] |= uint64_t{bit} << (8 * count++);
-                }
-            }
-        }
-        return all;
-    }();
-    return table;
-}
+static_assert(kMaxSparsity <= kMaxOnes);
 
 constexpr size_t kUnits = 8;  // candidates for the unit of the levels
 
@@ -97,8 +84,8 @@ struct UnpackKernel {
     size_t n_groups() const { return packing.groups_.size(); }
     const auto* groups() const { return packing.groups_.data(); }
     size_t sparsity() const { return packing.sparsity_; }
-    size_t high_bit() const { return packing.high_bit_; }
-    size_t n_high_bits() const { return packing.n_high_bits_; }
+    BitField high_bits() const { return packing.high_bits_; }
+    bool compresses() const { return packing.compresses_; }
     uint32_t last_atom() const { return static_cast<uint32_t>(packing.n_atoms_ - 1); }
 };
 
@@ -110,80 +97,84 @@ namespace kvcodec {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Where the ones are among the high bits of a code, in order; returns how many, at most `most`: no code that was packed
-// has more. Writes up to 7 bytes more.
-HWY_INLINE size_t find_ones(const uint8_t* code, size_t first_bit, size_t n_bits, size_t most,
-                            uint8_t* HWY_RESTRICT position) {
-    const std::array<uint64_t, 256>& ones = ones_of_byte();
-    size_t count = 0;
-    for (size_t done = 0; done < n_bits; done += 64) {
-        const uint8_t* from = code + (first_bit + done) / 8;
-        const unsigned shift = (first_bit + done) % 8;
-        uint64_t bits = 0;
-        std::memcpy(&bits, from, sizeof(bits));
-        bits >>= shift;
-        if (shift != 0 && n_bits - done > 64 - shift) {
-            bits |= uint64_t{from[8]} << (64 - shift);
-        }
-        const size_t here = std::min<size_t>(64, n_bits - done);
-        bits &= ~uint64_t{0} >> (64 - here);
-        for (size_t bit = 0; bit < here; bit += 8, bits >>= 8) {
-            const uint64_t found = ones[bits & 0xff] + (done + bit) * 0x0101010101010101U;
-            std::memcpy(position + count, &found, sizeof(found));
-            count = std::min(count + static_cast<size_t>(std::popcount(bits & 0xff)), most);
-        }
-    }
-    return count;
-}
-
-// offset[k] = index k, at most `last`, times scale, 0 from `count` on. `shift_scale` >= 0 stands for a scale of
-// 2^shift_scale, the usual one. position: of the ones, or null where indices have no high bits.
-template <class Group>
-HWY_INLINE void unpack_indices(const Group* groups, size_t n_groups, size_t count, unsigned low_bits, uint32_t last,
-                               uint32_t scale, int shift_scale, const uint8_t* code, const uint8_t* position,
-                               uint32_t* HWY_RESTRICT offset) {
-    const hn::FixedTag<uint32_t, 4> d32;
-    const hn::FixedTag<uint8_t, 16> d8;
-    const hn::Rebind<uint8_t, decltype(d32)> d8x4;
-    const auto n_live = hn::Set(d32, static_cast<uint32_t>(count));
-    auto rank = hn::Iota(d32, 0);
-    for (size_t g = 0; g < n_groups; ++g, rank = rank + hn::Set(d32, 4)) {
-        const Group& group = groups[g];
-        const auto bytes = hn::TableLookupBytes(hn::LoadU(d8, code + group.byte), hn::LoadU(d8, group.shuffle.data()));
-        const auto shifted = hn::BitCast(d32, bytes) >> hn::LoadU(d32, group.shift.data());
-        auto index = hn::And(shifted, hn::LoadU(d32, group.mask.data()));
-        if (position != nullptr) {
-            const auto high = hn::PromoteTo(d32, hn::LoadU(d8x4, position + 4 * g)) - rank;
-            index = hn::Or(index, hn::ShiftLeftSame(high, static_cast<int>(low_bits)));
-        }
-        index = hn::Min(index, hn::Set(d32, last));
-        const auto scaled = shift_scale >= 0 ? hn::ShiftLeftSame(index, shift_scale) : index * hn::Set(d32, scale);
-        hn::StoreU(hn::IfThenElseZero(hn::Lt(rank, n_live), scaled), d32, offset + 4 * g);
+// The first elements of 16, as many as D has.
+template <class D>
+HWY_INLINE hn::Vec<D> first_of(D d, hn::Vec<hn::FixedTag<int8_t, 16>> value) {
+    if constexpr (hn::MaxLanes(d) == 8) {
+        return hn::LowerHalf(d, value);
+    } else {
+        static_assert(hn::MaxLanes(d) == 4);
+        return hn::LowerHalf(d, hn::LowerHalf(value));
     }
 }
 
-// 16 nonzeros at a time: nibble -> signed level by one byte shuffle -> float.
-HWY_INLINE void unpack_signed4(const uint8_t* nibbles, size_t count, size_t stride, const int8_t* signed_levels,
-                               float scale, float* HWY_RESTRICT coefficient) {
-    const hn::FixedTag<uint8_t, 16> d8;
-    const hn::FixedTag<uint16_t, 8> d16;
-    const hn::ScalableTag<float> df;
-    const hn::Rebind<int8_t, decltype(df)> di8;
-    const hn::Rebind<int32_t, decltype(df)> di32;
-    const size_t width = std::min<size_t>(hn::Lanes(df), 16);
-    const auto levels = hn::LoadU(d8, reinterpret_cast<const uint8_t*>(signed_levels));
-    const auto factor = hn::Set(df, scale);
-    const auto low = hn::Set(d8, 15);
-    for (size_t i = 0; i < stride; i += 16) {
-        const auto packed = hn::LoadU(d8, nibbles + i / 2);
-        const auto odd = hn::And(hn::BitCast(d8, hn::ShiftRight<4>(hn::BitCast(d16, packed))), low);
-        const auto code4 = hn::InterleaveLower(d8, hn::And(packed, low), odd);
-        alignas(16) int8_t value[16];
-        hn::Store(hn::TableLookupBytes(levels, code4), d8, reinterpret_cast<uint8_t*>(value));
-        for (size_t part = 0; part < 16; part += width) {
-            const auto wide = hn::ConvertTo(df, hn::PromoteTo(di32, hn::LoadU(di8, value + part))) * factor;
-            const size_t live = count > i + part ? count - i - part : 0;
-            hn::StoreU(hn::IfThenElseZero(hn::FirstN(df, live), wide), df, coefficient + i + part);
+// What unpack_group() reads: some rows and what holds for all.
+struct ToUnpack {
+    static constexpr size_t kRows = 16;
+    size_t n_rows = 0;
+    std::array<const uint8_t*, kRows> code;
+    std::array<size_t, kRows> count;
+    std::array<float, kRows> unit;                      // of the coefficients
+    std::array<uint8_t, kRows * kOnesStride> position;  // of the ones among the high bits
+    size_t stride;
+    unsigned low_bits;
+    uint32_t last_atom;
+    uint32_t scale;
+    size_t coefficient_byte;
+    const int8_t* signed_levels;
+};
+
+// Group g of each row's nonzeros. kHighBits: of the indices, those that are stored as such are the low bits. kNibbles:
+// coefficients are nibbles; others are not written.
+template <bool kHighBits, bool kNibbles, class Group>
+HWY_INLINE void unpack_group(const Group& group, size_t g, const ToUnpack& of, uint32_t* HWY_RESTRICT offset,
+                             float* HWY_RESTRICT coefficient) {
+    constexpr size_t kSize = Group::kSize;
+    const hn::CappedTag<uint32_t, kSize> d;
+    const hn::RebindToFloat<decltype(d)> d_float;
+    const hn::RebindToSigned<decltype(d)> d_int;
+    const hn::Repartition<uint8_t, decltype(d)> d_bytes;
+    const hn::Rebind<uint8_t, decltype(d)> d_position;
+    const hn::Rebind<int8_t, decltype(d)> d_level;
+    const hn::FixedTag<uint8_t, 16> d16;
+    const hn::FixedTag<uint16_t, 8> d16_pairs;
+    const hn::FixedTag<int8_t, 16> d16_levels;
+    constexpr size_t kWidth = hn::MaxLanes(d);
+    const auto low_mask = hn::Set(d, (1U << of.low_bits) - 1);
+    const auto last_atom = hn::Set(d, of.last_atom);
+    const auto scale = hn::Set(d, of.scale);
+    const auto levels = hn::LoadU(d16, reinterpret_cast<const uint8_t*>(of.signed_levels));
+    const auto nibble = hn::Set(d16, 15);
+    for (size_t part = 0; part < kSize; part += kWidth) {
+        const size_t first = kSize * g + part;
+        const auto rank = hn::Iota(d, static_cast<uint32_t>(first));
+        const auto shuffle = hn::LoadU(d_bytes, group.shuffle.data() + 4 * part);
+        const auto shift = hn::LoadU(d, group.shift.data() + part);
+        const uint8_t* position = of.position.data() + first;
+        const size_t at = of.coefficient_byte + kSize * g / 2;
+        for (size_t i = 0; i < of.n_rows; ++i) {
+            const uint8_t* code = of.code[i];
+            const auto is_live = hn::Lt(rank, hn::Set(d, static_cast<uint32_t>(of.count[i])));
+            const auto bytes = hn::TableLookupBytes(hn::LoadDup128(d_bytes, code + group.byte), shuffle);
+            auto index = hn::And(hn::BitCast(d, bytes) >> shift, low_mask);
+            if constexpr (kHighBits) {
+                const auto found = hn::PromoteTo(d, hn::LoadU(d_position, position + i * kOnesStride));
+                index = hn::Or(index, hn::ShiftLeftSame(found - rank, static_cast<int>(of.low_bits)));
+            }
+            index = hn::Min(index, last_atom);
+            hn::StoreU(hn::IfThenElseZero(is_live, index * scale), d, offset + i * of.stride + first);
+            if constexpr (kNibbles) {
+                const auto packed = hn::LoadU(d16, code + at);
+                const auto odd = hn::BitCast(d16, hn::ShiftRight<4>(hn::BitCast(d16_pairs, packed)));
+                const auto code4 = hn::InterleaveLower(d16, hn::And(packed, nibble), hn::And(odd, nibble));
+                auto level = hn::BitCast(d16_levels, hn::TableLookupBytes(levels, code4));
+                if (part != 0) {
+                    level = hn::ShiftRightBytes<kWidth>(d16_levels, level);
+                }
+                const auto wide = hn::ConvertTo(d_float, hn::PromoteTo(d_int, first_of(d_level, level)));
+                hn::StoreU(hn::IfThenElseZero(hn::RebindMask(d_float, is_live), wide * hn::Set(d_float, of.unit[i])),
+                           d_float, coefficient + i * of.stride + first);
+            }
         }
     }
 }
@@ -191,48 +182,51 @@ HWY_INLINE void unpack_signed4(const uint8_t* nibbles, size_t count, size_t stri
 void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const uint16_t> rows, uint32_t scale,
                  uint32_t* offset, float* coefficient) {
     const UnpackKernel kernel{packing};
-    const size_t stride = kernel.stride();
-    const size_t sparsity = kernel.sparsity();
     const size_t code_bytes = kernel.code_bytes();
-    const size_t coefficient_byte = kernel.coefficient_byte();
+    const size_t sparsity = kernel.sparsity();
     const bool published = kernel.layout() == CodeLayout::kPublished;
     const bool signed4 = kernel.format() == CoefficientFormat::kSigned4;
-    const auto* groups = kernel.groups();
-    const size_t n_groups = kernel.n_groups();
-    const int shift_scale = std::has_single_bit(scale) ? std::countr_zero(scale) : -1;
     const auto& scales = scale_table();
     const auto& fp8 = fp8_table();
     const auto* bytes = reinterpret_cast<const uint8_t*>(codes);
-    // High bits of several rows first: read back at once as vectors, they would have to wait for the stores.
-    constexpr size_t kRows = 16;
-    constexpr size_t kPositions = kMaxSparsity + 8;
-    std::array<uint8_t, kRows * kPositions> position;
-    std::array<size_t, kRows> count;
-    for (size_t first = 0; first < rows.size(); first += kRows) {
-        const auto part = rows.subspan(first, std::min(kRows, rows.size() - first));
+    ToUnpack of;
+    of.stride = kernel.stride();
+    of.low_bits = kernel.index_bits();
+    of.last_atom = kernel.last_atom();
+    of.scale = scale;
+    of.coefficient_byte = kernel.coefficient_byte();
+    of.signed_levels = kernel.signed_levels();
+    for (size_t first = 0; first < rows.size(); first += ToUnpack::kRows) {
+        const auto part = rows.subspan(first, std::min(ToUnpack::kRows, rows.size() - first));
+        of.n_rows = part.size();
         for (size_t i = 0; i < part.size(); ++i) {
             const uint8_t* code = bytes + part[i] * code_bytes;
-            count[i] = published ? std::min<size_t>(code[0] | (code[1] << 8), sparsity)
-                                 : find_ones(code, kernel.high_bit(), kernel.n_high_bits(), sparsity,
-                                             position.data() + i * kPositions);
-        }
-        for (size_t i = 0; i < part.size(); ++i, offset += stride, coefficient += stride) {
-            const uint8_t* code = bytes + part[i] * code_bytes;
-            unpack_indices(groups, n_groups, count[i], kernel.index_bits(), kernel.last_atom(), scale, shift_scale,
-                           code, published ? nullptr : position.data() + i * kPositions, offset);
-            if (signed4) {
-                unpack_signed4(code + coefficient_byte, count[i], stride, kernel.signed_levels(), scales[code[0]] / 127,
-                               coefficient);
+            of.code[i] = code;
+            if (published) {
+                of.count[i] = std::min<size_t>(code[0] | (code[1] << 8), sparsity);
+                of.unit[i] = 1.0F;
             } else {
-                const float factor = published ? 1.0F : scales[code[0]] / 448;
-                for (size_t k = 0; k < stride; ++k) {
-                    coefficient[k] = k < count[i] ? fp8[code[coefficient_byte + k]] * factor : 0.0F;
-                }
-            }
-            for (size_t k = 4 * n_groups; k < stride; ++k) {
-                offset[k] = 0;
+                of.unit[i] = scales[code[0]] * (signed4 ? 1.0F / 127 : 1.0F / 448);
             }
         }
+        if (!published) {
+            find_ones(of.code.data(), of.n_rows, kernel.high_bits(), sparsity, kernel.compresses(), of.position.data(),
+                      of.count.data());
+        }
+        for (size_t g = 0; g < kernel.n_groups(); ++g) {
+            const auto& group = kernel.groups()[g];
+            signed4     ? unpack_group<true, true>(group, g, of, offset, coefficient)
+            : published ? unpack_group<false, false>(group, g, of, offset, coefficient)
+                        : unpack_group<true, false>(group, g, of, offset, coefficient);
+        }
+        for (size_t i = 0; !signed4 && i < of.n_rows; ++i) {
+            const uint8_t* code = of.code[i] + of.coefficient_byte;
+            for (size_t k = 0; k < of.stride; ++k) {
+                coefficient[i * of.stride + k] = k < of.count[i] ? fp8[code[k]] * of.unit[i] : 0.0F;
+            }
+        }
+        offset += of.n_rows * of.stride;
+        coefficient += of.n_rows * of.stride;
     }
 }
 
@@ -428,16 +422,16 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
                  std::span<const float> levels)
     : n_atoms_(n_atoms),
       sparsity_(sparsity),
-      stride_((sparsity + 15) / 16 * 16),
+      stride_((sparsity + IndexGroup::kSize - 1) / IndexGroup::kSize * IndexGroup::kSize),
       format_(layout == CodeLayout::kPublished ? CoefficientFormat::kFp8 : format),
       layout_(layout),
       index_bits_(layout == CodeLayout::kPublished ? 16 : best_low_bits(n_atoms, sparsity)),
       code_bytes_(code_bytes(n_atoms, sparsity, format, layout)),
-      coefficient_byte_(layout == CodeLayout::kPublished ? kPublishedHeader : kPackedHeader) {
+      coefficient_byte_(layout == CodeLayout::kPublished ? kPublishedHeader : kPackedHeader),
+      compresses_(has_avx512_vnni()) {
     index_bit_ = 8 * coefficient_byte_ + sparsity * (format_ == CoefficientFormat::kSigned4 ? 4 : 8);
     if (layout == CodeLayout::kPacked) {
-        high_bit_ = index_bit_ + sparsity * index_bits_;
-        n_high_bits_ = sparsity + ((n_atoms - 1) >> index_bits_);
+        high_bits_ = {index_bit_ + sparsity * index_bits_, sparsity + ((n_atoms - 1) >> index_bits_)};
     }
     if (format_ == CoefficientFormat::kSigned4) {
         for (size_t i = 0; i < kLevels; ++i) {
@@ -446,16 +440,16 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
             signed_levels_[i + kLevels] = static_cast<int8_t>(-level);
         }
     }
-    for (size_t first = 0; first < sparsity; first += 4) {
+    for (size_t first = 0; first < sparsity; first += IndexGroup::kSize) {
         IndexGroup group{};
         const size_t start = index_bit_ + first * index_bits_;
         group.byte = static_cast<uint32_t>(start / 8);
-        for (size_t i = 0; i < 4; ++i) {
+        for (size_t i = 0; i < IndexGroup::kSize; ++i) {
             const size_t bit = start + i * index_bits_;
             group.shift[i] = bit % 8;
-            group.mask[i] = first + i < sparsity ? (1U << index_bits_) - 1 : 0;
             for (size_t byte = 0; byte < 4; ++byte) {
-                group.shuffle[4 * i + byte] = static_cast<uint8_t>(bit / 8 - group.byte + byte);
+                // An index ends in the 16 bytes that are loaded; of those behind, nothing is kept.
+                group.shuffle[4 * i + byte] = static_cast<uint8_t>((bit / 8 - group.byte + byte) % 16);
             }
         }
         groups_.push_back(group);
@@ -524,7 +518,7 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
     }
     indices.finish();
     for (size_t k = 0; layout_ == CodeLayout::kPacked && k < count; ++k) {
-        const size_t bit = high_bit_ + (index[order[k]] >> index_bits_) + k;
+        const size_t bit = high_bits_.first + (index[order[k]] >> index_bits_) + k;
         bytes[bit / 8] = static_cast<uint8_t>(bytes[bit / 8] | 1U << bit % 8);
     }
     std::memcpy(code, bytes.data(), code_bytes_);

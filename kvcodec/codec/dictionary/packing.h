@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "kvcodec/codec/dictionary/omp.h"
+#include "kvcodec/codec/dictionary/ones.h"
 
 namespace kvcodec {
 
@@ -39,7 +40,7 @@ class Packing {
     size_t code_bytes() const { return code_bytes_; }
     size_t sparsity() const { return sparsity_; }
     size_t resident_bytes() const { return sizeof(*this) + groups_.size() * sizeof(groups_[0]); }
-    /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 16.
+    /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 8.
     size_t stride() const { return stride_; }
 
     /// Writes one code; count <= sparsity nonzeros. factor: null, or the support's as omp_encode() gives it, rows
@@ -65,16 +66,15 @@ class Packing {
     size_t code_bytes_;
     size_t coefficient_byte_;  // where the coefficients start
     size_t index_bit_;         // bit of the code at which the indices start
-    size_t high_bit_ = 0;      // bit of the code at which the high bits start
-    size_t n_high_bits_ = 0;
+    BitField high_bits_{};
+    bool compresses_;                         // as find_ones() has it
     std::array<int8_t, 16> signed_levels_{};  // by 4-bit code: sign in bit 3; in units of scale / 127
-    // For each group of four indices: where its bytes start, how they move into four 32-bit lanes, how far these shift,
-    // what is kept then.
+    // For each group of indices: where its bytes start, how they move into 32-bit lanes, how far these shift.
     struct IndexGroup {
+        static constexpr size_t kSize = 8;
         uint32_t byte;
-        std::array<uint8_t, 16> shuffle;
-        std::array<uint32_t, 4> shift;
-        std::array<uint32_t, 4> mask;
+        std::array<uint8_t, 4 * kSize> shuffle;
+        std::array<uint32_t, kSize> shift;
     };
     std::vector<IndexGroup> groups_;
 };

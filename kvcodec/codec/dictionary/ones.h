@@ -1,0 +1,27 @@
+// Where the ones are among bits: the high bits of ascending indices (Elias 1974, Fano 1971).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace kvcodec {
+
+/// The same bits of each of some codes.
+struct BitField {
+    size_t first;  ///< bit of a code
+    size_t n;
+};
+
+/// From one code's positions to the next one's, where find_ones() writes them.
+inline constexpr size_t kOnesStride = 128;
+/// What find_ones() can count.
+inline constexpr size_t kMaxOnes = 64;
+
+/// For each of n codes: count[i], the ones among its bits, at most `most` <= kMaxOnes,
+/// and where they are in ascending order, counted from the first bit of the field, from position[i * kOnesStride] on;
+/// any bytes follow. Reads up to 9 bytes from the one on in which the last bits of a field begin, 64 at a time.
+/// compresses: by the newer byte instructions of AVX-512, which has_avx512_vnni() must then say there are.
+void find_ones(const uint8_t* const* codes, size_t n, BitField field, size_t most, bool compresses, uint8_t* position,
+               size_t* count);
+
+}  // namespace kvcodec

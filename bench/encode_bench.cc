@@ -33,7 +33,7 @@ void omp(benchmark::State& state) {
 
 /// Arguments: dim, codec.
 void encode(benchmark::State& state) {
-    constexpr size_t kRows = 192;  // 64 cells of 3 heads
+    constexpr size_t kRows = 1536;  // 512 cells of 3 heads
     const auto dim = static_cast<size_t>(state.range(0));
     const auto codec = bench_codec(state.range(1), dim);
     const std::vector<float> x = random_rows(kRows * dim, 2);
@@ -49,7 +49,7 @@ void encode(benchmark::State& state) {
 
 BENCHMARK(omp)
     ->ArgNames({"dim", "atoms", "s", "vectors"})
-    ->ArgsProduct({{64, 128}, {1024}, {8, 16}, {1, 192, 4096}})
+    ->ArgsProduct({{64, 128}, {1024}, {8, 16}, {1, 192, 1536}})
     ->Args({128, 4096, 16, 4096})
     ->Unit(benchmark::kMicrosecond);
 BENCHMARK(encode)

@@ -16,10 +16,18 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
+#include "kvcodec/codec/dictionary/vector-inl.h"
+
 HWY_BEFORE_NAMESPACE();
 namespace kvcodec {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+void energies(const float* x, size_t n, size_t dim, double* energy) {
+    for (size_t i = 0; i < n; ++i) {
+        energy[i] = energy_of(x + i * dim, dim);
+    }
+}
 
 // Half-precision atom elements widened to the lanes of D.
 template <class D>
@@ -293,6 +301,7 @@ HWY_AFTER_NAMESPACE();
 namespace kvcodec {
 namespace {
 
+HWY_EXPORT(energies);
 HWY_EXPORT(widen_atoms);
 HWY_EXPORT(decode_rows);
 HWY_EXPORT(prepare_table);
@@ -424,13 +433,14 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
     std::vector<float> coefficient(n * sparsity);
     std::vector<uint8_t> count(n);
     std::vector<float> residual(n);
+    std::vector<double> energy(n);
+    HWY_DYNAMIC_DISPATCH(energies)(x, n, dim_, energy.data());
     const bool inside = settings_.format == CoefficientFormat::kSigned4 && settings_.layout == CodeLayout::kPacked;
     std::vector<float> factor(inside ? n * sparsity * sparsity : 0);
     omp_encode(wide.data(), n_used(), dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
                residual.data(), inside ? factor.data() : nullptr);
     for (size_t i = 0; i < n; ++i) {
-        const double energy = std::inner_product(x + i * dim_, x + (i + 1) * dim_, x + i * dim_, 0.0);
-        const float gain = gain_of(energy, residual[i], settings_.unbias);
+        const float gain = gain_of(energy[i], residual[i], settings_.unbias);
         for (size_t k = 0; k < count[i]; ++k) {
             coefficient[i * sparsity + k] *= gain;
         }
@@ -439,7 +449,7 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
         if (is_variable()) {
             const auto threshold = static_cast<double>(settings_.omp.relative_error);
             const bool missed = is_adaptive() && count[i] == sparsity &&
-                                static_cast<double>(residual[i]) > threshold * threshold * energy;
+                                static_cast<double>(residual[i]) > threshold * threshold * energy[i];
             *code++ = static_cast<std::byte>(count[i]) | (missed ? kMark : std::byte{0});
             if (count[i] == 0) {
                 continue;

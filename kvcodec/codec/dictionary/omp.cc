@@ -26,6 +26,7 @@
 #include <hwy/foreach_target.h>  // IWYU pragma: keep
 
 #include <hwy/aligned_allocator.h>
+#include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
 #include "kvcodec/codec/dictionary/vector-inl.h"
@@ -233,15 +234,17 @@ HWY_INLINE void multiply_block(const int32_t* const* rows, const PackedAtoms& pa
     }
 }
 
-// out[n_rows, n_padded] = rows . atoms, without the last kHeadroomBits, for n_rows <= R.
+// out[n_rows, n_padded] = rows . atoms, without the last kHeadroomBits, for n_rows <= R. Atoms before first_atom, the
+// first one of a block, are left out.
 template <size_t R = kRows>
-void multiply(const int32_t* const* rows, size_t n_rows, const PackedAtoms& packed, int32_t* out) {
+void multiply(const int32_t* const* rows, size_t n_rows, const PackedAtoms& packed, int32_t* out,
+              size_t first_atom = 0) {
     if constexpr (R > 1) {
         if (n_rows < R) {
-            return multiply<R - 1>(rows, n_rows, packed, out);
+            return multiply<R - 1>(rows, n_rows, packed, out, first_atom);
         }
     }
-    for (size_t first = 0; first < packed.n_padded; first += kBlock) {
+    for (size_t first = first_atom; first < packed.n_padded; first += kBlock) {
         IntVec sum[R][2];
         multiply_block(rows, packed, first, sum);
         for (size_t r = 0; r < R; ++r) {
@@ -257,32 +260,35 @@ struct Choice {
     size_t atom;
 };
 
-// The largest magnitude of each lane, and the first atom of the block or chunk that it is in.
-struct Largest {
-    HWY_INLINE Largest() : magnitude(hn::Zero(kIntTag)), first(hn::Zero(kIntTag)) {}
+// Magnitudes of correlations with the number of the vector of atoms in place of their lower bits, so that the largest
+// one tells where it is. Numbers fall, so that of equal magnitudes the first one counts most. 65536 atoms leave 14 bits
+// of a unit vector's correlation with four lanes, 1024 atoms leave 20.
+class Numbering {
+  public:
+    explicit HWY_INLINE Numbering(size_t n_padded)
+        : last_(std::bit_ceil(n_padded / kLanes) - 1),
+          magnitude_bits_(hn::Set(kIntTag, ~static_cast<int32_t>(last_))) {}
 
-    IntVec magnitude;
-    IntVec first;
+    // Of the vector that begins with this atom.
+    HWY_INLINE IntVec of(size_t first) const { return hn::Set(kIntTag, static_cast<int32_t>(last_ - first / kLanes)); }
+    HWY_INLINE IntVec numbered(IntVec correlation, IntVec number) const {
+        return hn::OrAnd(number, hn::Abs(correlation), magnitude_bits_);
+    }
+    // The largest one's atom, from the largest of each lane.
+    HWY_INLINE size_t atom(IntVec largest) const {
+        const IntVec best = hn::MaxOfLanes(kIntTag, largest);
+        const size_t number = static_cast<size_t>(hn::GetLane(best)) & last_;
+        return (last_ - number) * kLanes + static_cast<size_t>(hn::FindFirstTrue(kIntTag, hn::Eq(best, largest)));
+    }
+    // Its magnitude, rounded down.
+    HWY_INLINE int32_t magnitude(IntVec largest) const {
+        return hn::GetLane(hn::And(magnitude_bits_, hn::MaxOfLanes(kIntTag, largest)));
+    }
+
+  private:
+    size_t last_;  // number: 2^n - 1
+    IntVec magnitude_bits_;
 };
-
-HWY_INLINE void offer(IntVec magnitude, size_t first, Largest& largest) {
-    const auto better = hn::Gt(magnitude, largest.magnitude);
-    largest.magnitude = hn::Max(magnitude, largest.magnitude);
-    largest.first = hn::IfThenElse(better, hn::Set(kIntTag, static_cast<int32_t>(first)), largest.first);
-}
-
-// Where the largest magnitude of all lanes first is.
-struct Best {
-    IntVec magnitude;  // in all lanes
-    size_t first;
-};
-
-Best best_of(const Largest& largest) {
-    const IntVec best = hn::MaxOfLanes(kIntTag, largest.magnitude);
-    const IntVec firsts =
-        hn::IfThenElse(hn::Eq(best, largest.magnitude), largest.first, hn::Set(kIntTag, int32_t{kMaxAtoms}));
-    return {best, static_cast<size_t>(hn::GetLane(hn::MinOfLanes(kIntTag, firsts)))};
-}
 
 // choice[r] = the atom that correlates most with row r, whose norm is norm[r] and kUnitLevel in 16 bits, for n_rows <=
 // R. Not inlined: GCC 12 would keep sums in memory.
@@ -294,23 +300,23 @@ HWY_NOINLINE void choose(const int32_t* const* rows, const float* norm, size_t n
             return choose<R - 1>(rows, norm, n_rows, packed, choice);
         }
     }
-    Largest largest[R];
+    IntVec largest[R];
+    for (size_t r = 0; r < R; ++r) {
+        largest[r] = hn::Zero(kIntTag);
+    }
+    const Numbering numbering(packed.n_padded);
     for (size_t first = 0; first < packed.n_padded; first += kBlock) {
         IntVec sum[R][2];
         multiply_block(rows, packed, first, sum);
+        const IntVec number0 = numbering.of(first), number1 = numbering.of(first + kLanes);
         for (size_t r = 0; r < R; ++r) {
-            offer(hn::Max(hn::Abs(sum[r][0]), hn::Abs(sum[r][1])), first, largest[r]);
+            const IntVec of0 = numbering.numbered(sum[r][0], number0), of1 = numbering.numbered(sum[r][1], number1);
+            largest[r] = hn::Max(largest[r], hn::Max(of0, of1));
         }
     }
     for (size_t r = 0; r < R; ++r) {
-        const Best best = best_of(largest[r]);
-        IntVec sum[1][2];
-        multiply_block(rows + r, packed, best.first, sum);
-        const intptr_t lower = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(sum[0][0]), best.magnitude));
-        const intptr_t upper = hn::FindFirstTrue(kIntTag, hn::Eq(hn::Abs(sum[0][1]), best.magnitude));
-        const auto place = static_cast<size_t>(lower >= 0 ? lower : static_cast<intptr_t>(kLanes) + upper);
         const float unit = norm[r] / (kUnitLevel * packed.scale);
-        choice[r] = {unit * static_cast<float>(hn::GetLane(best.magnitude)), best.first + place};
+        choice[r] = {unit * static_cast<float>(numbering.magnitude(largest[r])), numbering.atom(largest[r])};
     }
 }
 
@@ -323,10 +329,7 @@ class Pursuit {
     // Takes row `row` of x, scaled to unit norm so that no threshold depends on its size. False: code it as zero.
     bool start(size_t row) {
         const float* x = job_.x + row * job_.dim;
-        double energy = 0.0;
-        for (size_t i = 0; i < job_.dim; ++i) {
-            energy += static_cast<double>(x[i]) * static_cast<double>(x[i]);
-        }
+        const double energy = energy_of(x, job_.dim);
         row_ = row;
         count_ = 0;
         remaining_ = 1.0F;
@@ -536,38 +539,106 @@ void encode_direct(const OmpJob& job, const PackedAtoms& packed, const std::vect
 
 // ---- Gram ----------------------------------------------------------------------------------------------------------
 
+// to[c, stride][r] = from[r, stride][c] for r, c < kTile.
+constexpr size_t kTile = 8;
+HWY_INLINE void transpose_tile(const int16_t* from, size_t stride, int16_t* to) {
+    const hn::FixedTag<int16_t, kTile> d16;
+    const hn::Repartition<int32_t, decltype(d16)> d32;
+    const hn::Repartition<int64_t, decltype(d16)> d64;
+    hn::Vec<decltype(d32)> pair[kTile];  // of rows, the columns of the lower or the upper half
+    for (size_t r = 0; r < kTile; r += 2) {
+        const auto row0 = hn::LoadU(d16, from + r * stride), row1 = hn::LoadU(d16, from + (r + 1) * stride);
+        pair[r] = hn::BitCast(d32, hn::InterleaveLower(d16, row0, row1));
+        pair[r + 1] = hn::BitCast(d32, hn::InterleaveUpper(d16, row0, row1));
+    }
+    for (size_t half = 0; half < 2; ++half) {
+        for (size_t quarter = 0; quarter < 2; ++quarter) {
+            const auto interleave = [quarter, d32, d64](auto a, auto b) HWY_ATTR {
+                return hn::BitCast(d64, quarter == 0 ? hn::InterleaveLower(d32, a, b) : hn::InterleaveUpper(d32, a, b));
+            };
+            const auto rows03 = interleave(pair[half], pair[half + 2]);
+            const auto rows47 = interleave(pair[half + 4], pair[half + 6]);
+            int16_t* column = to + (4 * half + 2 * quarter) * stride;
+            hn::StoreU(hn::BitCast(d16, hn::InterleaveLower(d64, rows03, rows47)), d16, column);
+            hn::StoreU(hn::BitCast(d16, hn::InterleaveUpper(d64, rows03, rows47)), d16, column + stride);
+        }
+    }
+}
+
 // The Gram matrix of the rounded atoms, in 16 bits too: a row is read once a choice, from the farthest cache.
-struct Gram {
+class Gram {
+  public:
     Gram(const OmpJob& job, const PackedAtoms& packed)
-        : levels(allocate<int16_t>(job.n_atoms * packed.n_padded)),
-          n_padded(packed.n_padded),
-          unit(kUnitLevel / (packed.scale * packed.scale)) {
+        : n_atoms_(job.n_atoms),
+          n_padded_(packed.n_padded),
+          unit_(static_cast<float>(1U << kShift) * static_cast<float>(1U << kHeadroomBits) /
+                (packed.scale * packed.scale)),
+          levels_(allocate<int16_t>(job.n_atoms * packed.n_padded)),
+          diagonal_(job.n_atoms) {
         std::vector<int32_t> rounded(kRows * packed.n_pairs);
-        const Ints products = allocate<int32_t>(kRows * packed.n_padded);
-        const Vec factor = hn::Set(kTag, static_cast<float>(1U << kHeadroomBits) / kUnitLevel);
-        for (size_t first = 0; first < job.n_atoms; first += kRows) {
-            const size_t n_rows = std::min(kRows, job.n_atoms - first);
+        const Ints products = allocate<int32_t>(kRows * n_padded_);
+        const IntVec half = hn::Set(kIntTag, 1 << (kShift - 1));
+        for (size_t first = 0; first < n_atoms_; first += kRows) {
+            const size_t n_rows = std::min(kRows, n_atoms_ - first);
             const int32_t* rows[kRows];
             for (size_t r = 0; r < n_rows; ++r) {
                 int32_t* row = &rounded[r * packed.n_pairs];
                 round_pairs(job.atoms + (first + r) * job.dim, job.dim, packed.scale, row);
                 rows[r] = row;
             }
-            multiply(rows, n_rows, packed, products.get());
-            int16_t* to = levels.get() + first * packed.n_padded;
-            for (size_t i = 0; i < n_rows * packed.n_padded; i += kLanes) {
-                const Vec product = hn::ConvertTo(kTag, hn::Load(kIntTag, products.get() + i));
-                hn::StoreU(hn::DemoteTo(kHalfShortTag, hn::NearestInt(hn::Mul(product, factor))), kHalfShortTag,
-                           to + i);
+            const size_t first_column = first / kBlock * kBlock;
+            multiply(rows, n_rows, packed, products.get(), first_column);
+            for (size_t r = 0; r < n_rows; ++r) {
+                const int32_t* from = products.get() + r * n_padded_;
+                int16_t* to = levels_.get() + (first + r) * n_padded_;
+                for (size_t i = first_column; i < n_padded_; i += kLanes) {
+                    const IntVec level = hn::ShiftRight<kShift>(hn::Add(hn::Load(kIntTag, from + i), half));
+                    hn::StoreU(hn::DemoteTo(kHalfShortTag, level), kHalfShortTag, to + i);
+                }
+                diagonal_[first + r] = to[first + r];
+            }
+        }
+        mirror();
+    }
+
+    const int16_t* row(size_t atom) const { return levels_.get() + atom * n_padded_; }
+    HWY_INLINE void prefetch(size_t atom) const {
+        constexpr size_t kLine = 64 / sizeof(int16_t);
+        for (size_t i = 0; i < n_padded_; i += kLine) {
+            hwy::Prefetch(row(atom) + i);
+        }
+    }
+    int16_t diagonal(size_t atom) const { return diagonal_[atom]; }
+    /// What one level is worth.
+    float unit() const { return unit_; }
+
+  private:
+    static constexpr int kShift = 15 - kHeadroomBits;  // of a product
+
+    // What is below the diagonal, of what is above it.
+    void mirror() {
+        int16_t* levels = levels_.get();
+        const size_t n_tiled = n_atoms_ / kTile * kTile;
+        // Whole lines of the caches one after another.
+        constexpr size_t kColumns = 64 / sizeof(int16_t);
+        for (size_t first = 0; first < n_tiled; first += kColumns) {
+            for (size_t row = first + kTile; row < n_tiled; row += kTile) {
+                for (size_t column = first; column < std::min(first + kColumns, row); column += kTile) {
+                    transpose_tile(levels + column * n_padded_ + row, n_padded_, levels + row * n_padded_ + column);
+                }
+            }
+        }
+        for (size_t row = n_tiled; row < n_atoms_; ++row) {
+            for (size_t column = 0; column < row; ++column) {
+                levels[row * n_padded_ + column] = levels[column * n_padded_ + row];
             }
         }
     }
 
-    const int16_t* row(size_t atom) const { return levels.get() + atom * n_padded; }
-
-    hwy::AlignedFreeUniquePtr<int16_t[]> levels;  // [n_atoms, n_padded]
-    size_t n_padded;
-    float unit;  // what one level is worth
+    size_t n_atoms_, n_padded_;
+    float unit_;
+    hwy::AlignedFreeUniquePtr<int16_t[]> levels_;  // [n_atoms, n_padded]
+    std::vector<int16_t> diagonal_;
 };
 
 // Brings one pursuit after the other to its end.
@@ -577,10 +648,11 @@ class GramPursuit {
         : sparsity_(job.options.sparsity),
           stride_((sparsity_ + kLanes - 1) / kLanes * kLanes),
           n_padded_(packed.n_padded),
+          numbering_(packed.n_padded),
           short_products_(packed.short_products),
           gram_(gram),
           correlation_unit_(static_cast<float>(1U << kHeadroomBits) / (kUnitLevel * packed.scale)),
-          levels_per_coefficient_(gram_.unit / correlation_unit_),
+          levels_per_coefficient_(gram_.unit() / correlation_unit_),
           rows_(allocate<int32_t>(pairs(sparsity_) * n_padded_)),
           levels_(allocate<int32_t>(pairs(stride_))),
           inverse_rows_(allocate<float>(sparsity_ * stride_)),
@@ -596,7 +668,7 @@ class GramPursuit {
         correlations_ = correlations;
         std::fill_n(coefficient_.get(), stride_, 0.0F);
         smallest_pivot_ = 1.0F;
-        Correlation best = find_best(0, largest_correlations());
+        Correlation best = correlation_of(numbering_.atom(largest_correlations()));
         while (extend(best)) {
             if (is_at_threshold()) {
                 return false;
@@ -607,7 +679,7 @@ class GramPursuit {
             if (!round_coefficients()) {
                 return false;
             }
-            best = find_best(pairs(pursuit.count()), add_row(best.atom));
+            best = correlation_of(numbering_.atom(add_row(best.atom)));
         }
         return false;
     }
@@ -642,15 +714,11 @@ class GramPursuit {
             return false;
         }
         const size_t k = pursuit.count();
-        const int16_t* gram_row = gram_.row(best.atom);
-        float products[kMaxSparsity];
-        for (size_t i = 0; i < k; ++i) {
-            products[i] = gram_.unit * static_cast<float>(gram_row[pursuit.support(i)]);
-        }
+        gram_.prefetch(best.atom);
         HWY_ALIGN float row[kMaxSparsity + kLanes];
-        combine(inverse_columns_.get(), products, k, row);
+        combine(inverse_columns_.get(), products_, k, row);
         std::copy_n(row, k, pursuit.factor(k));
-        float pivot_energy = gram_.unit * static_cast<float>(gram_row[best.atom]);
+        float pivot_energy = gram_.unit() * static_cast<float>(gram_.diagonal(best.atom));
         for (size_t i = 0; i < k; ++i) {
             pivot_energy -= row[i] * row[i];
             row[i] = -row[i];
@@ -694,8 +762,9 @@ class GramPursuit {
         return levels_per_coefficient_ * hn::GetLane(hn::MaxOfLanes(kTag, largest)) <= kUnitLevel;
     }
 
-    // Adds the new atom's row of G to the others. Returns the largest correlations of the residual.
-    Largest add_row(size_t atom) {
+    // Adds the new atom's row of G to the others. Returns the largest correlation of the residual in each lane,
+    // numbered.
+    IntVec add_row(size_t atom) {
         const size_t n_pairs = (pursuit_->count() - 1) / 2;
         if (pursuit_->count() % 2 != 0) {
             return short_products_ ? add_row<true, false>(atom, n_pairs) : add_row<false, false>(atom, n_pairs);
@@ -706,14 +775,15 @@ class GramPursuit {
     // Behind n_pairs full pairs of rows, the second of a pair or the first. Not inlined and without arrays of vectors:
     // GCC 12 would keep them in memory.
     template <bool kShortProducts, bool kSecond>
-    HWY_NOINLINE Largest add_row(size_t atom, size_t n_pairs) {
+    HWY_NOINLINE IntVec add_row(size_t atom, size_t n_pairs) {
         const size_t n_padded = n_padded_;
         const int32_t* levels = levels_.get();
         const int32_t* rows = rows_.get();
         const int32_t* correlations = correlations_;
         const int16_t* gram_row = gram_.row(atom);
         int32_t* pair = rows_.get() + n_pairs * n_padded;
-        Largest largest;
+        const Numbering numbering = numbering_;
+        IntVec largest = hn::Zero(kIntTag);
         for (size_t first = 0; first < n_padded; first += kChunk) {
             const IntVec zero = hn::Zero(kIntTag);
             IntVec sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
@@ -734,7 +804,11 @@ class GramPursuit {
             const IntVec p0 = total(correlations, sum0, rest0), p1 = total(correlations + kLanes, sum1, rest1);
             const IntVec p2 = total(correlations + 2 * kLanes, sum2, rest2);
             const IntVec p3 = total(correlations + 3 * kLanes, sum3, rest3);
-            offer(hn::Max(hn::Max(hn::Abs(p0), hn::Abs(p1)), hn::Max(hn::Abs(p2), hn::Abs(p3))), first, largest);
+            const IntVec of01 = hn::Max(numbering.numbered(p0, numbering.of(first)),
+                                        numbering.numbered(p1, numbering.of(first + kLanes)));
+            const IntVec of23 = hn::Max(numbering.numbered(p2, numbering.of(first + 2 * kLanes)),
+                                        numbering.numbered(p3, numbering.of(first + 3 * kLanes)));
+            largest = hn::Max(largest, hn::Max(of01, of23));
             correlations += kChunk;
             gram_row += kChunk;
             pair += kChunk;
@@ -764,52 +838,28 @@ class GramPursuit {
         return hn::Add(hn::RearrangeToOddPlusEven(sum, rest), hn::Load(kIntTag, correlations));
     }
 
-    Largest largest_correlations() const {
-        Largest largest;
-        for (size_t first = 0; first < n_padded_; first += kChunk) {
-            IntVec magnitude = hn::Zero(kIntTag);
-            for (size_t v = 0; v < kChunk; v += kLanes) {
-                magnitude = hn::Max(magnitude, hn::Abs(hn::Load(kIntTag, correlations_ + first + v)));
-            }
-            offer(magnitude, first, largest);
+    // Of the vector itself.
+    IntVec largest_correlations() const {
+        IntVec largest = hn::Zero(kIntTag);
+        for (size_t first = 0; first < n_padded_; first += kLanes) {
+            const IntVec p = hn::Load(kIntTag, correlations_ + first);
+            largest = hn::Max(largest, numbering_.numbered(p, numbering_.of(first)));
         }
         return largest;
     }
 
-    // The first atom of the largest correlation.
-    Correlation find_best(size_t n_pairs, const Largest& largest) {
-        const Best best = best_of(largest);
-        HWY_ALIGN int32_t values[kChunk];
-        const uint64_t equal =
-            short_products_ ? equal_to<true>(best, n_pairs, values) : equal_to<false>(best, n_pairs, values);
-        const auto found = static_cast<size_t>(std::countr_zero(equal));  // one always is
-        return {correlation_unit_ * static_cast<float>(values[found]), best.first + found};
-    }
-
-    // Which atoms of the chunk have that magnitude; their correlations, as add_row() finds them.
-    template <bool kShortProducts>
-    HWY_INLINE uint64_t equal_to(const Best& best, size_t n_pairs, int32_t* values) const {
-        static_assert(kChunk <= 64);
-        const IntVec zero = hn::Zero(kIntTag);
-        IntVec sum0 = zero, sum1 = zero, sum2 = zero, sum3 = zero;
-        IntVec rest0 = zero, rest1 = zero, rest2 = zero, rest3 = zero;
-        const int32_t* row = rows_.get() + best.first;
-        for (size_t i = 0; i < n_pairs; ++i, row += n_padded_) {
-            const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels_[i]));
-            add_products<kShortProducts>(factor, load_pairs(row), sum0, rest0);
-            add_products<kShortProducts>(factor, load_pairs(row + kLanes), sum1, rest1);
-            add_products<kShortProducts>(factor, load_pairs(row + 2 * kLanes), sum2, rest2);
-            add_products<kShortProducts>(factor, load_pairs(row + 3 * kLanes), sum3, rest3);
+    // What add_row() found; products_ = the atom's row of G at the support.
+    Correlation correlation_of(size_t atom) {
+        int64_t value = correlations_[atom];
+        for (size_t i = 0; i < pairs(pursuit_->count());
+             ++i) {  // of the support's rows, which are nearer than the atom's
+            const int32_t row = rows_[i * n_padded_ + atom], level = levels_[i];
+            const int32_t low = static_cast<int16_t>(row), high = row >> 16;
+            value += int64_t{low} * static_cast<int16_t>(level) + int64_t{high} * (level >> 16);
+            products_[2 * i] = gram_.unit() * static_cast<float>(low);
+            products_[2 * i + 1] = gram_.unit() * static_cast<float>(high);
         }
-        const int32_t* correlations = correlations_ + best.first;
-        const auto bits_of = [&](size_t v, IntVec sum, IntVec rest) HWY_ATTR {
-            const IntVec p = total(correlations + v * kLanes, sum, rest);
-            hn::Store(p, kIntTag, values + v * kLanes);
-            uint64_t bits = 0;
-            hn::StoreMaskBits(kIntTag, hn::Eq(hn::Abs(p), best.magnitude), reinterpret_cast<uint8_t*>(&bits));
-            return bits << (v * kLanes);
-        };
-        return bits_of(0, sum0, rest0) | bits_of(1, sum1, rest1) | bits_of(2, sum2, rest2) | bits_of(3, sum3, rest3);
+        return {correlation_unit_ * static_cast<float>(value), atom};
     }
 
     // Coefficients of the atoms as they are, by a step of iterative refinement: L is of rounded ones. False: one step
@@ -844,6 +894,7 @@ class GramPursuit {
     }
 
     const size_t sparsity_, stride_, n_padded_;
+    const Numbering numbering_;
     const bool short_products_;
     const Gram& gram_;
     const float correlation_unit_;        // what 1 is worth in correlations
@@ -855,6 +906,7 @@ class GramPursuit {
     Floats coefficient_;                  // [stride], of the unit vector
     Pursuit* pursuit_ = nullptr;
     const int32_t* correlations_ = nullptr;
+    float products_[kMaxSparsity];
     float smallest_pivot_ = 1.0F;
 };
 
@@ -892,7 +944,7 @@ void encode_gram(const OmpJob& job, const PackedAtoms& packed) {
 // Multiply-adds per atom of the dictionary. What the Gram variant does for a choice, and for each atom of the support
 // at each choice, takes as long as the constants say.
 bool gram_pays(const OmpJob& job) {
-    constexpr double kChoiceCost = 15.0, kAtomCost = 1.8, kBuildCost = 1.3;
+    constexpr double kChoiceCost = 9.5, kAtomCost = 1.65, kBuildCost = 0.65;
     const double n = static_cast<double>(job.n), dim = static_cast<double>(job.dim);
     const double s = static_cast<double>(job.options.sparsity), n_atoms = static_cast<double>(job.n_atoms);
     const double pursuit = dim + kChoiceCost * s + kAtomCost * s * s / 2;

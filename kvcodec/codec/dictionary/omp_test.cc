@@ -163,7 +163,7 @@ TEST_P(Omp, IsMatchingPursuitForAllShapes) {
     struct Shape {
         size_t n_atoms, dim, sparsity, n;
     };
-    // Both variants: the Gram matrix pays from about n_atoms / 5 vectors on for a dozen atoms of 64 elements, and never
+    // Both variants: the Gram matrix pays from about n_atoms / 10 vectors on for a dozen atoms of 64 elements, and never
     // for short vectors.
     for (const Shape& shape :
          {Shape{1024, 64, 12, 9}, Shape{1024, 128, 32, 3}, Shape{512, 80, 8, 7}, Shape{300, 96, 1, 5},

@@ -230,11 +230,16 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
     }
 }
 
-// columns [n, kWidth], at and below the diagonal: the Cholesky factor of the support in the order of the coefficients.
-// All rows are of one width, so that compilers make vectors of them; what they hold above the diagonal is arbitrary.
+// G = U diag(pivot) U^T of the support's Gram matrix in the order of the coefficients, from the factor that came in the
+// order of choice. columns [n, kWidth]: of U, below its diagonal of ones; what they hold above is arbitrary. One column
+// after the other, each in registers until it is done.
 template <size_t kWidth>
-void reorder_factor(const ToQuantise& of, float* HWY_RESTRICT columns) {
-    HWY_ALIGN float by_column[kWidth * kWidth];  // of the factor, its rows in the new order
+void reorder_factor(const ToQuantise& of, float* HWY_RESTRICT columns, float* HWY_RESTRICT pivot) {
+    const hn::CappedTag<float, kWidth> d;
+    constexpr size_t kVectors = kWidth / hn::MaxLanes(d);
+    constexpr float kLeastPivot = 1e-6F;         // the pursuit takes no dependent atoms, but nearly so
+    HWY_ALIGN float by_column[kWidth * kWidth];  // of the given factor, its rows in the new order
+    HWY_ALIGN float scaled[kWidth * kWidth];     // columns of U times their pivots
     const size_t n = of.n;
     std::fill_n(by_column, n * kWidth, 0.0F);
     for (size_t a = 0; a < n; ++a) {
@@ -243,30 +248,30 @@ void reorder_factor(const ToQuantise& of, float* HWY_RESTRICT columns) {
             by_column[i * kWidth + a] = row[i];
         }
     }
-    std::fill_n(columns, n * kWidth, 0.0F);  // becomes the Gram matrix, then its factor
     for (size_t b = 0; b < n; ++b) {
-        for (size_t i = 0; i <= of.order[b]; ++i) {
-            const float* HWY_RESTRICT column = by_column + i * kWidth;
-            const float factor = column[b];
-            for (size_t a = 0; a < kWidth; ++a) {
-                columns[b * kWidth + a] += factor * column[a];
+        hn::Vec<decltype(d)> sum[kVectors];
+        for (size_t v = 0; v < kVectors; ++v) {
+            sum[v] = hn::Zero(d);
+        }
+        for (size_t i = 0; i <= of.order[b]; ++i) {  // of the Gram matrix
+            const auto factor = hn::Set(d, by_column[i * kWidth + b]);
+            for (size_t v = 0; v < kVectors; ++v) {
+                sum[v] = hn::MulAdd(factor, hn::Load(d, by_column + i * kWidth + v * hn::MaxLanes(d)), sum[v]);
             }
         }
-    }
-    for (size_t b = 0; b < n; ++b) {
-        constexpr float kLeastPivot = 1e-6F;  // squared; the pursuit takes no dependent atoms, but nearly so
-        float* HWY_RESTRICT column = columns + b * kWidth;
-        const float pivot = std::sqrt(std::max(column[b], kLeastPivot)), inverse = 1.0F / pivot;
-        for (size_t a = 0; a < kWidth; ++a) {
-            column[a] *= inverse;
-        }
-        column[b] = pivot;
-        for (size_t c = b + 1; c < n; ++c) {
-            const float factor = column[c];
-            float* HWY_RESTRICT other = columns + c * kWidth;
-            for (size_t a = 0; a < kWidth; ++a) {
-                other[a] -= factor * column[a];
+        for (size_t c = 0; c < b; ++c) {
+            const auto factor = hn::Set(d, columns[c * kWidth + b]);
+            for (size_t v = 0; v < kVectors; ++v) {
+                sum[v] = hn::NegMulAdd(factor, hn::Load(d, scaled + c * kWidth + v * hn::MaxLanes(d)), sum[v]);
             }
+        }
+        for (size_t v = 0; v < kVectors; ++v) {
+            hn::Store(sum[v], d, scaled + b * kWidth + v * hn::MaxLanes(d));
+        }
+        pivot[b] = std::max(scaled[b * kWidth + b], kLeastPivot);
+        const auto inverse = hn::Set(d, 1.0F / pivot[b]);
+        for (size_t v = 0; v < kVectors; ++v) {
+            hn::Store(hn::Mul(sum[v], inverse), d, columns + b * kWidth + v * hn::MaxLanes(d));
         }
     }
 }
@@ -280,8 +285,12 @@ void quantise_as(const ToQuantise& of, Quantised& quantised) {
     const hn::RebindToUnsigned<decltype(d)> d_bits;
     using V = hn::Vec<decltype(d)>;
     HWY_ALIGN float columns[kWidth * kWidth];
+    HWY_ALIGN float pivots[kWidth];
     if (of.factor != nullptr) {
-        reorder_factor<kWidth>(of, columns);
+        reorder_factor<kWidth>(of, columns, pivots);
+    } else {
+        std::fill_n(columns, of.n * kWidth, 0.0F);
+        std::fill_n(pivots, of.n, 1.0F);
     }
     for (size_t u = 0; u < kUnits; u += hn::Lanes(d)) {
         const V unit = hn::LoadU(d, of.unit.data() + u);
@@ -295,29 +304,24 @@ void quantise_as(const ToQuantise& of, Quantised& quantised) {
         V error = hn::Zero(d);
         for (size_t k = of.n; k-- > 0;) {
             const V coefficient = hn::Set(d, of.coefficient[k]);
-            V target = coefficient, pivot = hn::Set(d, 1.0F);
-            if (of.factor != nullptr) {
-                const float* column = columns + k * kWidth;
-                pivot = hn::Set(d, column[k]);
-                V others = hn::Zero(d);
-                for (size_t j = k + 1; j < of.n; ++j) {
-                    others = hn::MulAdd(hn::Set(d, column[j]), missed[j], others);
-                }
-                target = hn::Add(coefficient, hn::Div(others, pivot));
+            V target = coefficient;
+            for (size_t j = of.n; --j > k;) {  // what is known last comes last
+                target = hn::MulAdd(hn::Set(d, columns[k * kWidth + j]), missed[j], target);
             }
             const V magnitude = hn::Abs(target);
-            V value = level(0);
+            V value = level(0), more = hn::Zero(d);  // two sums are sooner done than one
             auto code = hn::ShiftLeft<3>(hn::ShiftRight<31>(hn::BitCast(d_bits, target)));  // the sign
             static_assert(kLevels == 1 << 3);
             for (size_t i = 0; i + 1 < kLevels; ++i) {
                 const V beyond = hn::VecFromMask(d, hn::Gt(magnitude, bound[i]));
-                value = hn::Add(value, hn::And(beyond, step[i]));
+                V& sum = i % 2 == 0 ? value : more;
+                sum = hn::Add(sum, hn::And(beyond, step[i]));
                 code = hn::Sub(code, hn::BitCast(d_bits, beyond));
             }
-            value = hn::CopySign(value, target);
+            value = hn::CopySign(hn::Add(value, more), target);
             missed[k] = hn::Sub(coefficient, value);
-            const V miss = hn::Mul(pivot, hn::Sub(target, value));
-            error = hn::MulAdd(miss, miss, error);
+            const V miss = hn::Sub(target, value);
+            error = hn::MulAdd(hn::Mul(hn::Set(d, pivots[k]), miss), miss, error);
             hn::StoreU(hn::BitCast(d_int, code), d_int, quantised.code[k].data() + u);
         }
         hn::StoreU(error, d, quantised.error.data() + u);
@@ -397,14 +401,23 @@ class BitWriter {
     uint64_t bits_;
 };
 
-/// Numbers below n, by ascending key; equal ones as they are.
-template <typename Key>
-void sort_by(size_t n, const Key& key, std::array<uint8_t, kMaxSparsity>& order) {
-    std::iota(order.begin(), order.begin() + n, uint8_t{0});
-    std::sort(order.begin(), order.begin() + n, [&](uint8_t a, uint8_t b) {
-        const auto key_a = key(a), key_b = key(b);
-        return key_a != key_b ? key_a < key_b : a < b;
-    });
+/// order: numbers below n, by ascending key; equal ones as they are. By counting, which compilers make vectors of: few
+/// keys, and no branch that depends on them.
+void sort_by(const std::array<int32_t, kMaxSparsity>& key, size_t n, std::array<uint8_t, kMaxSparsity>& order) {
+    std::array<int32_t, kMaxSparsity> rank;
+    for (size_t i = 0; i < n; ++i) {
+        int32_t before = 0;
+        for (size_t j = 0; j < i; ++j) {
+            before += key[j] <= key[i] ? 1 : 0;
+        }
+        for (size_t j = i + 1; j < n; ++j) {
+            before += key[j] < key[i] ? 1 : 0;
+        }
+        rank[i] = before;
+    }
+    for (size_t i = 0; i < n; ++i) {
+        order[rank[i]] = static_cast<uint8_t>(i);
+    }
 }
 
 }  // namespace
@@ -479,8 +492,11 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
     } else {
         // The scale that codes these coefficients with the least squared error, among the few that can.
         constexpr int kBelow = 3;
-        sort_by(
-            count, [&](size_t i) { return std::abs(coefficient[i]); }, order);
+        std::array<int32_t, kMaxSparsity> magnitude;  // bits of floats that are not negative order as they do
+        for (size_t i = 0; i < count; ++i) {
+            magnitude[i] = std::bit_cast<int32_t>(std::abs(coefficient[i]));
+        }
+        sort_by(magnitude, count, order);
         ToQuantise of{{}, count, {}, signed_levels_.data(), factor, sparsity_, order.data()};
         for (size_t k = 0; k < count; ++k) {
             of.coefficient[k] = coefficient[order[k]];
@@ -503,8 +519,13 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
             value[i] = nearest_fp8(coefficient[i] / unit);
         }
     }
-    sort_by(
-        count, [&](size_t i) { return layout_ == CodeLayout::kPacked ? index[i] : i; }, order);
+    if (layout_ == CodeLayout::kPacked) {
+        std::array<int32_t, kMaxSparsity> atom;
+        std::copy_n(index, count, atom.begin());
+        sort_by(atom, count, order);
+    } else {
+        std::iota(order.begin(), order.begin() + count, uint8_t{0});
+    }
     const unsigned coefficient_bits = format_ == CoefficientFormat::kSigned4 ? 4 : 8;
     BitWriter values(bytes.data(), 8 * coefficient_byte_);
     for (size_t k = 0; k < count; ++k) {

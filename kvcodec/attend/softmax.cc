@@ -173,6 +173,23 @@ bool step_all(float* s, size_t m, size_t lanes, float* max, float* sum, float* c
 void multiply_lanes(float* x, size_t rows, size_t lanes, const float* factor) {
     const hn::ScalableTag<float> wide;
     const hn::CappedTag<float, 4> narrow;
+    const size_t width = hn::Lanes(wide);
+    if (width > lanes && width % lanes == 0) {  // a vector holds several rows
+        alignas(64) float repeated[HWY_MAX_BYTES / sizeof(float)];
+        for (size_t i = 0; i < width; ++i) {
+            repeated[i] = factor[i % lanes];
+        }
+        const auto factors = hn::Load(wide, repeated);
+        const size_t n = rows * lanes;
+        size_t i = 0;
+        for (; i + width <= n; i += width) {
+            hn::StoreU(hn::LoadU(wide, x + i) * factors, wide, x + i);
+        }
+        for (; i < n; ++i) {
+            x[i] *= repeated[i % lanes];
+        }
+        return;
+    }
     for (size_t row = 0; row < rows; ++row, x += lanes) {
         size_t lane = 0;
         for (; lane + hn::Lanes(wide) <= lanes; lane += hn::Lanes(wide)) {

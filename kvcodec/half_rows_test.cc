@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvcodec/half.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -26,7 +27,7 @@ TEST(HalfRows, AgreeWithSingleValuesOnEveryTarget) {
             wide[1] = -0.0F;
             wide[2] = 70000.0F;
         }
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        for (const int64_t target : test_targets()) {
             hwy::SetSupportedTargetsForTest(target);
             std::vector<uint16_t> half(n + 1, 0x1234);
             narrow(wide.data(), n, half.data());

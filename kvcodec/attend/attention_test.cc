@@ -18,6 +18,7 @@
 #include "kvcodec/codec/scalar/scalar_codec.h"
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/half.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -452,7 +453,7 @@ class AttentionTest : public testing::TestWithParam<unsigned> {
 void check_everywhere(const Case& test, int crossover) {
     constexpr size_t kTeams[] = {1, 2, 3, 5};
     size_t next = 0;
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         test.check(crossover, kTeams[next++ % 4]);

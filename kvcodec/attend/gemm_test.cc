@@ -7,6 +7,8 @@
 #include <random>
 #include <vector>
 
+#include "kvcodec/test_targets.h"
+
 namespace kvcodec {
 namespace {
 
@@ -48,7 +50,7 @@ TEST_P(GemmTest, ScoresAgreeWithDouble) {
                 }
             }
         }
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        for (const int64_t target : test_targets()) {
             SCOPED_TRACE(hwy::TargetName(target));
             hwy::SetSupportedTargetsForTest(target);
             std::vector<float> c(m * lanes_ + 1, -7.0F);
@@ -79,7 +81,7 @@ TEST_P(GemmTest, ValuesAgreeWithDouble) {
                 }
             }
         }
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        for (const int64_t target : test_targets()) {
             SCOPED_TRACE(hwy::TargetName(target));
             hwy::SetSupportedTargetsForTest(target);
             std::vector<float> o = before;
@@ -94,7 +96,7 @@ TEST_P(GemmTest, ValuesAgreeWithDouble) {
 
 TEST_P(GemmTest, NoRows) {
     const std::vector<float> before = random_vector(5 * lanes_, rng_);
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         hwy::SetSupportedTargetsForTest(target);
         std::vector<float> o = before;
         gemm_values(nullptr, 0, 5, nullptr, lanes_, o.data());

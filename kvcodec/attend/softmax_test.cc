@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "kvcodec/half.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -36,7 +37,7 @@ class SoftmaxTest : public testing::TestWithParam<size_t> {
 
 TEST_P(SoftmaxTest, StepsAgreeWithDouble) {
     constexpr size_t kBlocks = 6;
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const float deviation : {0.01F, 1.0F, 40.0F}) {
@@ -94,7 +95,7 @@ TEST_P(SoftmaxTest, StepsAgreeWithDouble) {
 }
 
 TEST_P(SoftmaxTest, SaysWhenNothingNeedsCorrection) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         std::vector<float> max(lanes_, 1.0F);
@@ -113,7 +114,7 @@ TEST_P(SoftmaxTest, SaysWhenNothingNeedsCorrection) {
 }
 
 TEST_P(SoftmaxTest, ScalesCapsAndMasks) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const float softcap : {0.0F, 0.7F, 50.0F}) {
@@ -146,7 +147,7 @@ TEST_P(SoftmaxTest, ScalesCapsAndMasks) {
 }
 
 TEST_P(SoftmaxTest, ScalesLanes) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const size_t rows : {0, 1, 7, 80}) {
@@ -163,7 +164,7 @@ TEST_P(SoftmaxTest, ScalesLanes) {
 }
 
 TEST_P(SoftmaxTest, WeightsAreRelativelyExact) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         constexpr size_t kRows = 50;
@@ -187,7 +188,7 @@ class MaskTest : public testing::Test {
 
 TEST_F(MaskTest, TellsHiddenOpenAndMixedApart) {
     std::mt19937 rng(7);
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (size_t n = 1; n <= 70; ++n) {
@@ -214,7 +215,7 @@ TEST_F(MaskTest, TellsHiddenOpenAndMixedApart) {
 TEST_F(MaskTest, CountsVisible) {
     std::mt19937 rng(8);
     std::normal_distribution<float> normal(0.0F, 30.0F);
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (size_t n = 2; n <= 70; ++n) {

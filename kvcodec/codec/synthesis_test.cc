@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "kvcodec/codec/test_targets.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvcodec/half.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -135,7 +136,7 @@ TEST_P(AttentionMassTest, AgreesWithDouble) {
             }
         }
     };
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         check(1);

@@ -21,6 +21,7 @@
 #include "kvcodec/codec/transform/transform_codec.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -120,7 +121,7 @@ class LayerStoreTest : public testing::Test {
 };
 
 TEST_F(LayerStoreTest, ReadsWhatWasWritten) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const size_t cell : {size_t{0}, size_t{63}, size_t{64}, kGeometry.n_cells - 1}) {
@@ -174,7 +175,7 @@ TEST_F(LayerStoreTest, ErrorAfterEncodeIsThatOfTheCodec) {
         if (means) {
             use_means();
         }
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        for (const int64_t target : test_targets()) {
             SCOPED_TRACE(hwy::TargetName(target));
             hwy::SetSupportedTargetsForTest(target);
             const std::vector<uint32_t> cells = {3, 60, 64, 65, 130, 255};
@@ -412,7 +413,7 @@ TEST_F(LayerStoreTest, GathersMixedRows) {
         store_.shift_key(cell, 17, rope_);
         positions_[cell] += 17;
     }
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (int round = 0; round < 8; ++round) {

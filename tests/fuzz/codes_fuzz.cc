@@ -14,7 +14,7 @@
 #include "bench/bench_codecs.h"
 #include "kvcodec/codec/latent/half_codec.h"
 #include "kvcodec/codec/latent/latent_codec.h"
-#include "kvcodec/codec/test_targets.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {

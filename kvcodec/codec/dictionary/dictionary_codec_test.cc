@@ -13,6 +13,7 @@
 #include "kvcodec/codec/variable_block.h"
 #include "kvcodec/error.h"
 #include "kvcodec/half.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -126,7 +127,7 @@ TEST_P(DictionaryCodecTest, AgreesWithUnpackedCodes) {
             rows.push_back(static_cast<uint16_t>(rng_() % n));
         }
         rows.back() = static_cast<uint16_t>(n - 1);
-        for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+        for (const int64_t target : test_targets()) {
             SCOPED_TRACE(std::string(hwy::TargetName(target)) + ", n " + std::to_string(n));
             hwy::SetSupportedTargetsForTest(target);
             std::vector<float> decoded(n * dim_ + 1, -7.0F);
@@ -173,7 +174,7 @@ TEST_P(DictionaryCodecTest, AgreesWithUnpackedCodes) {
 }
 
 TEST_P(DictionaryCodecTest, WorksInSlices) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const size_t lanes : {4, 12, 32}) {
@@ -209,7 +210,7 @@ TEST_P(DictionaryCodecTest, AccumulatesOnTop) {
     const std::vector<std::byte> codes = encode(random_vector(kCount * dim_, rng_));
     const std::vector<double> y = sparse_matrix(codes, kCount);
     const std::vector<uint16_t> rows = {8, 3, 3, 0, 5};
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const size_t lanes : {4, 8, 24}) {
@@ -259,7 +260,7 @@ TEST_P(DictionaryCodecTest, ZeroAndNonFiniteVectorsBecomeZero) {
     x[2 * dim_ + dim_ - 1] = std::numeric_limits<float>::infinity();
     x[3 * dim_] = -std::numeric_limits<float>::infinity();
     const std::vector<uint16_t> rows = {0, 1, 2, 3};
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         const std::vector<std::byte> codes = encode(x);
@@ -308,7 +309,7 @@ TEST(DictionaryCodecOfVariableLength, RowsHaveWhatTheThresholdAsksFor) {
     for (size_t i = 0; i < kDim; ++i) {  // one atom is enough for the second row
         x[kDim + i] = 3.0F * half_to_float(atoms[7 * kDim + i]);
     }
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const CoefficientFormat format : {CoefficientFormat::kSigned4, CoefficientFormat::kFp8}) {

@@ -10,8 +10,8 @@
 #include <string>
 #include <vector>
 
-#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/error.h"
+#include "kvcodec/test_targets.h"
 #include "tests/exact_pursuit.h"
 
 namespace kvcodec {
@@ -163,8 +163,8 @@ TEST_P(Omp, IsMatchingPursuitForAllShapes) {
     struct Shape {
         size_t n_atoms, dim, sparsity, n;
     };
-    // Both variants: the Gram matrix pays from about n_atoms / 10 vectors on for a dozen atoms of 64 elements, and never
-    // for short vectors.
+    // Both variants: the Gram matrix pays from about n_atoms / 10 vectors on for a dozen atoms of 64 elements, and
+    // never for short vectors.
     for (const Shape& shape :
          {Shape{1024, 64, 12, 9}, Shape{1024, 128, 32, 3}, Shape{512, 80, 8, 7}, Shape{300, 96, 1, 5},
           Shape{256, 256, 24, 60}, Shape{256, 64, 32, 150}, Shape{100, 33, 5, 61}, Shape{100, 65, 5, 200},

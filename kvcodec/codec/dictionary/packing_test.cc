@@ -12,8 +12,8 @@
 
 #include "kvcodec/codec/codec.h"
 #include "kvcodec/codec/dictionary/omp.h"
-#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/target.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -305,7 +305,7 @@ TEST_P(PackingWithFactor, LowersTheErrorOfTheSum) {
         return sum;
     };
     double of_first_target = 0.0;
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         const double with_factor = added_error(true);

@@ -11,9 +11,9 @@
 
 #include "kvcodec/codec/latent/half_codec.h"
 #include "kvcodec/codec/scalar/scalar_codec.h"
-#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/error.h"
 #include "kvcodec/target.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {

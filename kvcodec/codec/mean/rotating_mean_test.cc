@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvcodec/error.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -127,7 +128,7 @@ TEST_P(RotatingMeanTest, SubtractAddAndScoreAgreeWithDouble) {
     const RotatingMean rotating(std::make_shared<RopeTables>(rope), mean, kHeads, 0.0);
     // Runs of positions are scored in 16 bits: five standard deviations of what their rounding sums up to.
     const double run_tolerance = kTolerance + 5e-5 * std::sqrt(static_cast<double>(rope.n_pairs()));
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const std::vector<int32_t>& positions : position_lists(rng)) {
@@ -186,7 +187,7 @@ TEST_P(RotatingMeanTest, TablesRotateAndUnrotateAsDoubleDoes) {
     const Rope rope = make_rope(shape);
     const RopeTables tables(rope);
     std::mt19937 rng(17);
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const std::vector<int32_t>& positions : position_lists(rng)) {

@@ -11,8 +11,8 @@
 #include <random>
 
 #include "kvcodec/codec/scalar/byte_products.h"
-#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/error.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -314,7 +314,7 @@ double distortion_of_single_elements(unsigned bits) {
 
 TEST_P(ScalarCodecTest, DistortionOnGaussianVectorsIsBelowThatOfSingleElements) {
     const unsigned bits = GetParam().bits;
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
         for (const float deviation : {0.01F, 1.0F, 30.0F}) {
@@ -402,7 +402,7 @@ TEST(ScalarCodec, CodesHardlyDependOnTheTarget) {
     const ScalarCodec codec(128, 3);
     const std::vector<float> x = random_vector(500 * 128, rng);
     const std::vector<std::byte> best = encode(codec, x);
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         hwy::SetSupportedTargetsForTest(target);
         const std::vector<std::byte> codes = encode(codec, x);
         // Sums are rounded in another order, which may tip an element that lies on a threshold.

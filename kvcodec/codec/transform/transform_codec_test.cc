@@ -12,9 +12,9 @@
 #include <string>
 #include <vector>
 
-#include "kvcodec/codec/test_targets.h"
 #include "kvcodec/codec/transform/inverse.h"
 #include "kvcodec/error.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kvcodec/error.h"
+#include "kvcodec/test_targets.h"
 
 namespace kvcodec {
 namespace {
@@ -102,7 +103,7 @@ TEST_F(TrellisTest, ReferenceIsExhaustive) {
 }
 
 TEST_F(TrellisTest, FindsTheLeastErrorOfAllScales) {
-    for (const int64_t target : hwy::SupportedAndGeneratedTargets()) {
+    for (const int64_t target : test_targets()) {
         hwy::SetSupportedTargetsForTest(target);
         for (const size_t n_elements : {1, 2, 3, 8, 64, 80, 128, 1024}) {
             for (const size_t n : {1, 2, 4, 5, 11}) {

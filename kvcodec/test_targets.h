@@ -1,4 +1,4 @@
-// Instruction sets that the tests of codecs go through.
+// Instruction sets that tests go through.
 #pragma once
 
 #include <hwy/targets.h>
@@ -8,9 +8,10 @@
 
 namespace kvcodec {
 
-/// What to pass to SetSupportedTargetsForTest(): each instruction set, and AVX-512 with its newer byte instructions,
-/// which have no target of their own. Codecs look at them when they are made.
+/// What to pass to SetSupportedTargetsForTest(): each instruction set of this machine, whatever was passed before, and
+/// AVX-512 with its newer byte instructions, which have no target of their own. Codecs look at them when they are made.
 inline std::vector<int64_t> test_targets() {
+    hwy::SetSupportedTargetsForTest(0);
     std::vector<int64_t> all = hwy::SupportedAndGeneratedTargets();
 #if HWY_ARCH_X86
     if ((hwy::SupportedTargets() & HWY_AVX3_DL) != 0) {

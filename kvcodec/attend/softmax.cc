@@ -186,7 +186,7 @@ void multiply_lanes(float* x, size_t rows, size_t lanes, const float* factor) {
             hn::StoreU(hn::LoadU(wide, x + i) * factors, wide, x + i);
         }
         for (; i < n; ++i) {
-            x[i] *= repeated[i % lanes];
+            x[i] *= factor[i % lanes];
         }
         return;
     }

@@ -31,6 +31,7 @@ std::vector<std::shared_ptr<const Codec>> make_codecs() {
         codecs.push_back(transform_codec(dim, false));
         codecs.push_back(std::make_shared<HalfCodec>(dim));
         codecs.push_back(dictionary_codec(dim, 256, 8));
+        codecs.push_back(dictionary_codec(dim, 1000, 64));
         const auto space = std::make_shared<const LatentSpace>(random_atoms(16, dim), 1, dim, 4);
         codecs.push_back(std::make_shared<LatentCodec>(space, 0, false));
     }
@@ -58,12 +59,22 @@ void read(const Codec& codec, std::span<const uint8_t> bytes) {
 }  // namespace kvcodec
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-    static const std::vector<std::shared_ptr<const kvcodec::Codec>> codecs = kvcodec::make_codecs();
+    using Codecs = std::vector<std::shared_ptr<const kvcodec::Codec>>;
     static const std::vector<int64_t> targets = kvcodec::test_targets();
+    static const std::vector<Codecs> codecs_of_target = [] {  // made for it: some look at it then
+        std::vector<Codecs> all;
+        for (const int64_t target : targets) {
+            hwy::SetSupportedTargetsForTest(target);
+            all.push_back(kvcodec::make_codecs());
+        }
+        return all;
+    }();
     if (size < 2) {
         return 0;
     }
-    hwy::SetSupportedTargetsForTest(targets[data[0] % targets.size()]);
+    const size_t target = data[0] % targets.size();
+    hwy::SetSupportedTargetsForTest(targets[target]);
+    const Codecs& codecs = codecs_of_target[target];
     kvcodec::read(*codecs[data[1] % codecs.size()], {data + 2, size - 2});
     return 0;
 }

@@ -48,7 +48,7 @@ void widen_atoms(const uint16_t* half, size_t n, float* wide) {
     }
 }
 
-// x += factor * atom over dim elements.
+// x += factor * atom, elements [begin, end).
 HWY_INLINE void add_atom(const uint16_t* atom, float factor, size_t begin, size_t end, float* x) {
     const hn::ScalableTag<float> d;
     const size_t width = hn::Lanes(d);
@@ -434,7 +434,9 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
     std::vector<uint8_t> count(n);
     std::vector<float> residual(n);
     std::vector<double> energy(n);
-    HWY_DYNAMIC_DISPATCH(energies)(x, n, dim_, energy.data());
+    if (settings_.unbias != 0.0F || is_adaptive()) {
+        HWY_DYNAMIC_DISPATCH(energies)(x, n, dim_, energy.data());
+    }
     const bool inside = settings_.format == CoefficientFormat::kSigned4 && settings_.layout == CodeLayout::kPacked;
     std::vector<float> factor(inside ? n * sparsity * sparsity : 0);
     omp_encode(wide.data(), n_used(), dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),

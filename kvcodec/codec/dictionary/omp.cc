@@ -7,8 +7,8 @@
 //   Gram    takes G_S c from D x for each choice, G = D D^T built once a call, c = L^-T a: N k MACs for the k-th atom.
 //
 // What only chooses is in 16 bits: atoms, the vectors that they are multiplied with, G and c. A choice may miss the
-// best one by some 2e-5 of the residual's norm (direct) or of the vector's (Gram). Coefficients are fitted with the
-// atoms as they are.
+// best one by some 2e-5 of the residual's norm (direct) or of the vector's (Gram), with 65536 atoms and short vectors
+// by 8e-5 (Numbering). Coefficients are fitted with the atoms as they are.
 #include "kvcodec/codec/dictionary/omp.h"
 
 #include <algorithm>
@@ -261,8 +261,9 @@ struct Choice {
 };
 
 // Magnitudes of correlations with the number of the vector of atoms in place of their lower bits, so that the largest
-// one tells where it is. Numbers fall, so that of equal magnitudes the first one counts most. 65536 atoms leave 14 bits
-// of a unit vector's correlation with four lanes, 1024 atoms leave 20.
+// one tells where it is. Numbers fall, so that of equal magnitudes the first one counts most. Of the 28 bits of a
+// unit vector's correlation in the Gram variant 65536 atoms leave 14 where vectors have four lanes, 1024 atoms 20; the
+// direct one has two bits more.
 class Numbering {
   public:
     explicit HWY_INLINE Numbering(size_t n_padded)
@@ -602,9 +603,10 @@ class Gram {
     }
 
     const int16_t* row(size_t atom) const { return levels_.get() + atom * n_padded_; }
+    // Asks for the row's first KiB; what follows comes in order, as the processor expects.
     HWY_INLINE void prefetch(size_t atom) const {
-        constexpr size_t kLine = 64 / sizeof(int16_t);
-        for (size_t i = 0; i < n_padded_; i += kLine) {
+        constexpr size_t kLine = 64 / sizeof(int16_t), kAhead = 16 * kLine;
+        for (size_t i = 0; i < std::min(n_padded_, kAhead); i += kLine) {
             hwy::Prefetch(row(atom) + i);
         }
     }
@@ -615,8 +617,9 @@ class Gram {
   private:
     static constexpr int kShift = 15 - kHeadroomBits;  // of a product
 
-    // What is below the diagonal, of what is above it.
+    // What is below the diagonal, of what is above it. Tiles on the diagonal were multiplied as a whole.
     void mirror() {
+        static_assert(kBlock % kTile == 0);
         int16_t* levels = levels_.get();
         const size_t n_tiled = n_atoms_ / kTile * kTile;
         // Whole lines of the caches one after another.
@@ -638,7 +641,7 @@ class Gram {
     size_t n_atoms_, n_padded_;
     float unit_;
     hwy::AlignedFreeUniquePtr<int16_t[]> levels_;  // [n_atoms, n_padded]
-    std::vector<int16_t> diagonal_;
+    std::vector<int16_t> diagonal_;                // apart, so that nobody waits for a far row
 };
 
 // Brings one pursuit after the other to its end.
@@ -668,7 +671,7 @@ class GramPursuit {
         correlations_ = correlations;
         std::fill_n(coefficient_.get(), stride_, 0.0F);
         smallest_pivot_ = 1.0F;
-        Correlation best = correlation_of(numbering_.atom(largest_correlations()));
+        Correlation best = look_up(numbering_.atom(largest_correlations()));
         while (extend(best)) {
             if (is_at_threshold()) {
                 return false;
@@ -679,7 +682,7 @@ class GramPursuit {
             if (!round_coefficients()) {
                 return false;
             }
-            best = correlation_of(numbering_.atom(add_row(best.atom)));
+            best = look_up(numbering_.atom(add_row(best.atom)));
         }
         return false;
     }
@@ -714,7 +717,9 @@ class GramPursuit {
             return false;
         }
         const size_t k = pursuit.count();
-        gram_.prefetch(best.atom);
+        if (k + 1 < sparsity_) {
+            gram_.prefetch(best.atom);
+        }
         HWY_ALIGN float row[kMaxSparsity + kLanes];
         combine(inverse_columns_.get(), products_, k, row);
         std::copy_n(row, k, pursuit.factor(k));
@@ -848,11 +853,12 @@ class GramPursuit {
         return largest;
     }
 
-    // What add_row() found; products_ = the atom's row of G at the support.
-    Correlation correlation_of(size_t atom) {
+    // The atom's correlation as add_row() found it, and in products_ its products with the support's atoms: both from
+    // the support's rows, which are nearer than its own.
+    Correlation look_up(size_t atom) {
         int64_t value = correlations_[atom];
-        for (size_t i = 0; i < pairs(pursuit_->count());
-             ++i) {  // of the support's rows, which are nearer than the atom's
+        const size_t n_pairs = pairs(pursuit_->count());
+        for (size_t i = 0; i < n_pairs; ++i) {
             const int32_t row = rows_[i * n_padded_ + atom], level = levels_[i];
             const int32_t low = static_cast<int16_t>(row), high = row >> 16;
             value += int64_t{low} * static_cast<int16_t>(level) + int64_t{high} * (level >> 16);

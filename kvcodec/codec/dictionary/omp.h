@@ -23,7 +23,7 @@ inline constexpr size_t kMaxAtoms = 65536;
 /// Rubinstein et al. 2008; unlike the published code it never chooses an atom twice, stops at a residual lost in
 /// rounding (||r|| around 1e-6 ||x||, or all correlations with it) and codes zero and non-finite vectors as zero.
 /// Correlations are of 16-bit numbers: of atoms whose correlations differ by less than 1e-4 ||x|| any may be chosen,
-/// and which one may depend on n. The fit is in 32 bits.
+/// and which one may depend on n and on the instruction set. The fit is in 32 bits.
 ///
 /// atoms: [n_atoms, dim] row-major, L2 norms close to 1 (half-precision atoms may be off: the fit uses the true norms).
 /// x: [n, dim] row-major. index, coefficient: [n, sparsity] in order of choice (unused tail: 0). count: [n] nonzeros.

@@ -11,8 +11,7 @@
 #include <immintrin.h>
 
 // The target of these functions is no target of the Highway that Debian 12 has, so they are not compiled by it.
-#define KVCODEC_VBMI2 \
-    __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vbmi,avx512vbmi2,bmi,bmi2,popcnt")))
+#define KVCODEC_VBMI2 __attribute__((target("avx512f,avx512bw,avx512vl,avx512vbmi2,bmi,bmi2,popcnt")))
 #endif
 
 #include <algorithm>
@@ -27,7 +26,7 @@ constexpr size_t kWord = 64;  // bits looked at together
 // A word's ones are counted before they are limited.
 static_assert(kOnesStride >= kMaxOnes + kWord);
 
-// `n` <= kWord bits, the others are zero.
+// `n` <= kWord bits, the others are zero. Always inlined, so that it is compiled for the instruction set of the caller.
 inline __attribute__((always_inline)) uint64_t word_at(const uint8_t* code, size_t bit, size_t n) {
     const uint8_t* from = code + bit / 8;
     const unsigned shift = bit % 8;
@@ -112,10 +111,10 @@ KVCODEC_VBMI2 void find_by_compressing(const uint8_t* const* codes, size_t n, Bi
 
 }  // namespace
 
-void find_ones(const uint8_t* const* codes, size_t n, BitField field, size_t most, [[maybe_unused]] bool compresses,
+void find_ones(const uint8_t* const* codes, size_t n, BitField field, size_t most, [[maybe_unused]] bool vbmi2,
                uint8_t* position, size_t* count) {
 #if HWY_ARCH_X86
-    if (compresses) {
+    if (vbmi2) {
         find_by_compressing(codes, n, field, most, position, count);
         return;
     }

@@ -15,8 +15,8 @@ namespace {
 class OnesTest : public testing::TestWithParam<bool> {};
 
 TEST_P(OnesTest, FindsWhatABitByBitReaderFinds) {
-    const bool compresses = GetParam();
-    if (compresses && !has_avx512_vnni()) {
+    const bool vbmi2 = GetParam();
+    if (vbmi2 && !has_avx512_vnni()) {
         GTEST_SKIP() << "this machine's AVX-512 lacks the newer byte instructions";
     }
     std::mt19937 rng(7);
@@ -39,7 +39,7 @@ TEST_P(OnesTest, FindsWhatABitByBitReaderFinds) {
             const size_t most = 1 + rng() % kMaxOnes;
             std::vector<uint8_t> position(kCodes * kOnesStride);
             std::vector<size_t> count(kCodes, 77);
-            find_ones(pointers.data(), kCodes, {first, n_bits}, most, compresses, position.data(), count.data());
+            find_ones(pointers.data(), kCodes, {first, n_bits}, most, vbmi2, position.data(), count.data());
             for (size_t i = 0; i < kCodes; ++i) {
                 std::vector<uint8_t> expected;
                 for (size_t bit = 0; bit < n_bits && expected.size() < most; ++bit) {

@@ -51,6 +51,8 @@ inline const std::array<float, 256>& fp8_table() {
 }
 
 static_assert(kMaxSparsity <= kMaxOnes);
+// With the low bits that take the least room there are no more than twice as many high ones as indices.
+static_assert(3 * kMaxSparsity <= kMaxOneBits);
 
 constexpr size_t kUnits = 8;  // candidates for the unit of the levels
 
@@ -85,7 +87,7 @@ struct UnpackKernel {
     const auto* groups() const { return packing.groups_.data(); }
     size_t sparsity() const { return packing.sparsity_; }
     BitField high_bits() const { return packing.high_bits_; }
-    bool compresses() const { return packing.compresses_; }
+    bool has_vbmi2() const { return packing.has_vbmi2_; }
     uint32_t last_atom() const { return static_cast<uint32_t>(packing.n_atoms_ - 1); }
 };
 
@@ -210,7 +212,7 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
             }
         }
         if (!published) {
-            find_ones(of.code.data(), of.n_rows, kernel.high_bits(), sparsity, kernel.compresses(), of.position.data(),
+            find_ones(of.code.data(), of.n_rows, kernel.high_bits(), sparsity, kernel.has_vbmi2(), of.position.data(),
                       of.count.data());
         }
         for (size_t g = 0; g < kernel.n_groups(); ++g) {
@@ -230,16 +232,16 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
     }
 }
 
-// G = U diag(pivot) U^T of the support's Gram matrix in the order of the coefficients, from the factor that came in the
-// order of choice. columns [n, kWidth]: of U, below its diagonal of ones; what they hold above is arbitrary. One column
-// after the other, each in registers until it is done.
+// L diag(pivot) L^T, the support's Gram matrix in the order of the coefficients, from the factor that came in the order
+// of choice. columns [n, kWidth]: of L, below its diagonal of ones; what they hold above is arbitrary. One column after
+// the other, so that sums stay in registers where there are enough.
 template <size_t kWidth>
 void reorder_factor(const ToQuantise& of, float* HWY_RESTRICT columns, float* HWY_RESTRICT pivot) {
     const hn::CappedTag<float, kWidth> d;
     constexpr size_t kVectors = kWidth / hn::MaxLanes(d);
     constexpr float kLeastPivot = 1e-6F;         // the pursuit takes no dependent atoms, but nearly so
     HWY_ALIGN float by_column[kWidth * kWidth];  // of the given factor, its rows in the new order
-    HWY_ALIGN float scaled[kWidth * kWidth];     // columns of U times their pivots
+    HWY_ALIGN float scaled[kWidth * kWidth];     // columns of L times their pivots
     const size_t n = of.n;
     std::fill_n(by_column, n * kWidth, 0.0F);
     for (size_t a = 0; a < n; ++a) {
@@ -441,7 +443,7 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
       index_bits_(layout == CodeLayout::kPublished ? 16 : best_low_bits(n_atoms, sparsity)),
       code_bytes_(code_bytes(n_atoms, sparsity, format, layout)),
       coefficient_byte_(layout == CodeLayout::kPublished ? kPublishedHeader : kPackedHeader),
-      compresses_(has_avx512_vnni()) {
+      has_vbmi2_(has_avx512_vnni()) {
     index_bit_ = 8 * coefficient_byte_ + sparsity * (format_ == CoefficientFormat::kSigned4 ? 4 : 8);
     if (layout == CodeLayout::kPacked) {
         high_bits_ = {index_bit_ + sparsity * index_bits_, sparsity + ((n_atoms - 1) >> index_bits_)};
@@ -461,7 +463,8 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
             const size_t bit = start + i * index_bits_;
             group.shift[i] = bit % 8;
             for (size_t byte = 0; byte < 4; ++byte) {
-                // An index ends in the 16 bytes that are loaded; of those behind, nothing is kept.
+                // Indices end in the 16 bytes that are loaded, as packed ones have 15 bits at most and published ones
+                // begin with a byte; of the bytes behind an index nothing is kept.
                 group.shuffle[4 * i + byte] = static_cast<uint8_t>((bit / 8 - group.byte + byte) % 16);
             }
         }

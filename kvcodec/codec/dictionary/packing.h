@@ -43,9 +43,9 @@ class Packing {
     /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 8.
     size_t stride() const { return stride_; }
 
-    /// Writes one code; count <= sparsity nonzeros. factor: null, or the support's as omp_encode() gives it, rows
-    /// [count] at a distance of sparsity: then 4-bit coefficients are quantised one after the other, the largest
-    /// first, and the others fitted anew after each (the nearest plane of Babai 1986).
+    /// Writes one code; count <= sparsity nonzeros, all finite. factor: null, or the support's as omp_encode() gives
+    /// it, rows [count] at a distance of sparsity: then 4-bit coefficients are quantised one after the other, the
+    /// largest first, and the others fitted anew after each (the nearest plane of Babai 1986).
     void pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
               const float* factor = nullptr) const;
 
@@ -67,7 +67,7 @@ class Packing {
     size_t coefficient_byte_;  // where the coefficients start
     size_t index_bit_;         // bit of the code at which the indices start
     BitField high_bits_{};
-    bool compresses_;                         // as find_ones() has it
+    bool has_vbmi2_;                          // see find_ones()
     std::array<int8_t, 16> signed_levels_{};  // by 4-bit code: sign in bit 3; in units of scale / 127
     // For each group of indices: where its bytes start, how they move into 32-bit lanes, how far these shift.
     struct IndexGroup {

@@ -121,7 +121,7 @@ class PackingTest : public testing::TestWithParam<Kind> {
 };
 
 TEST_P(PackingTest, CountsBytes) {
-    for (size_t n_atoms = 2; n_atoms <= 32768; n_atoms = n_atoms * 5 / 4 + 1) {
+    for (size_t n_atoms = 2; n_atoms <= 65536; n_atoms = n_atoms * 5 / 4 + 1) {
         for (size_t s = 1; s <= 64; ++s) {
             const size_t coefficient_bits = GetParam().format == CoefficientFormat::kSigned4 ? 4 : 8;
             const size_t bits = low_bits(n_atoms, s);
@@ -145,8 +145,8 @@ TEST_P(PackingTest, CountsBytes) {
 
 TEST_P(PackingTest, RoundTrips) {
     constexpr size_t kRows = 3;
-    for (const size_t n_atoms :
-         {2, 3, 4, 5, 8, 9, 16, 31, 64, 100, 128, 257, 512, 1000, 1024, 2048, 4095, 4096, 8192, 16384, 20000, 32768}) {
+    for (const size_t n_atoms : {2,   3,    4,    5,    8,    9,    16,   31,    64,    100,   128,  257,
+                                 512, 1000, 1024, 2048, 4095, 4096, 8192, 16384, 20000, 32768, 65536}) {
         for (size_t s = 1; s <= 64; ++s) {
             SCOPED_TRACE("N " + std::to_string(n_atoms) + " s " + std::to_string(s));
             const Packing p = packing(n_atoms, s);
@@ -186,6 +186,46 @@ TEST_P(PackingTest, RoundTrips) {
                         ASSERT_EQ(coefficient[i], 0.0F) << "nonzero " << k;
                     }
                 }
+            }
+        }
+    }
+}
+
+TEST_P(PackingTest, AnyBytesNameAtoms) {
+    constexpr size_t kAtoms = 1000, kRows = 37;
+    constexpr uint32_t kScale = 4;
+    for (const size_t s : {1, 7, 8, 9, 16, 33, 64}) {
+        const size_t bytes = packing(kAtoms, s).code_bytes();
+        for (const unsigned share : {1, 4, 7, 8}) {  // of ones, in eighths
+            std::vector<std::byte> codes(kRows * bytes + Codec::kCodeSlackBytes);
+            for (size_t bit = 0; bit < 8 * codes.size(); ++bit) {
+                codes[bit / 8] |= static_cast<std::byte>((rng_() % 8 < share ? 1U : 0U) << bit % 8);
+            }
+            std::vector<uint16_t> order(kRows);
+            std::iota(order.begin(), order.end(), uint16_t{0});
+            std::vector<uint32_t> first_offset;
+            std::vector<float> first_coefficient;
+            for (const int64_t target : test_targets()) {
+                hwy::SetSupportedTargetsForTest(target);
+                SCOPED_TRACE(target_name() + " s " + std::to_string(s) + " share " + std::to_string(share));
+                const Packing p = packing(kAtoms, s);
+                std::vector<uint32_t> offset(kRows * p.stride(), 77);
+                std::vector<float> coefficient(kRows * p.stride(), 77.0F);
+                p.unpack(codes.data(), order, kScale, offset.data(), coefficient.data());
+                for (size_t i = 0; i < offset.size(); ++i) {
+                    ASSERT_LE(offset[i], (kAtoms - 1) * kScale);
+                    ASSERT_TRUE(std::isfinite(coefficient[i]));
+                    if (i % p.stride() >= s) {
+                        ASSERT_EQ(offset[i], 0U);
+                        ASSERT_EQ(coefficient[i], 0.0F);
+                    }
+                }
+                if (first_offset.empty()) {
+                    first_offset = offset;
+                    first_coefficient = coefficient;
+                }
+                ASSERT_EQ(offset, first_offset);
+                ASSERT_EQ(coefficient, first_coefficient);
             }
         }
     }

@@ -50,7 +50,6 @@ HWY_INLINE void add_multiple(float factor, const float* x, size_t n, float* y) {
 // ||x||^2, also where float would overflow.
 HWY_INLINE double energy_of(const float* x, size_t dim) {
     namespace hn = hwy::HWY_NAMESPACE;
-#if HWY_HAVE_FLOAT64
     const hn::ScalableTag<double> wide_tag;
     const hn::Rebind<float, decltype(wide_tag)> narrow_tag;
     const size_t width = hn::Lanes(wide_tag);
@@ -61,10 +60,6 @@ HWY_INLINE double energy_of(const float* x, size_t dim) {
         sum = hn::MulAdd(wide, wide, sum);
     }
     double energy = hn::GetLane(hn::SumOfLanes(wide_tag, sum));
-#else
-    double energy = 0.0;
-    size_t i = 0;
-#endif
     for (; i < dim; ++i) {
         energy += static_cast<double>(x[i]) * static_cast<double>(x[i]);
     }

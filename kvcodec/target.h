@@ -10,8 +10,8 @@ namespace kvcodec {
 /// The environment variable that names one.
 inline constexpr const char* kTargetVariable = "KVCODEC_TARGET";
 
-/// Whether AVX-512 has its newer instructions on bytes and shorts (VNNI, VBMI, VBMI2), which are no target of Highway's own
-/// here. Codecs ask when they are made: it takes microseconds.
+/// Whether AVX-512 has its newer instructions on bytes and shorts (VNNI, VBMI, VBMI2), which are no target of Highway's
+/// own here. Codecs ask when they are made: it takes microseconds.
 bool has_avx512_vnni();
 /// What kernels run on: the best that this machine has, unless force_target() said otherwise.
 std::string target_name();

@@ -8,6 +8,7 @@
 #include <limits>
 
 #include "kvcodec/attend/gemm.h"
+#include "kvcodec/attend/short_gemm.h"
 #include "kvcodec/attend/softmax.h"
 #include "kvcodec/attend/tile.h"
 
@@ -453,10 +454,13 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
     const size_t tile_tokens = std::clamp<size_t>(std::min(kTileLanes / group, per_member), 1, call.n_tokens);
     const size_t n_tiles = (call.n_tokens + tile_tokens - 1) / tile_tokens;
     const size_t max_lanes = pad_lanes(group * tile_tokens);
-    const size_t member_floats = Arena::round_up(max_lanes * geometry.dim_k) +
+    const size_t max_dim = std::max(geometry.dim_k, geometry.dim_v);
+    const bool in_shorts = max_lanes % ShortGemm::kLaneMultiple == 0 && ShortGemm::pays();
+    const size_t short_floats = in_shorts ? ShortGemm::floats(kBlock, max_dim, max_lanes) : 0;
+    const size_t member_floats = Arena::round_up(short_floats) + Arena::round_up(max_lanes * geometry.dim_k) +
                                  Arena::round_up(max_lanes * geometry.dim_v) + 2 * Arena::round_up(kBlock * max_lanes) +
-                                 Arena::round_up(kBlock * std::max(geometry.dim_k, geometry.dim_v)) +
-                                 Running::floats(max_lanes) + Arena::round_up(max_lanes);
+                                 Arena::round_up(kBlock * max_dim) + Running::floats(max_lanes) +
+                                 Arena::round_up(max_lanes);
     float* memory = aligned(scratch_, member_floats * team.size());
 
     std::atomic<size_t> next = 0;
@@ -467,7 +471,8 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
         float* out = arena.take(max_lanes * geometry.dim_v);  // [dim_v, lanes]
         float* s = arena.take(kBlock * max_lanes);
         float* bias_memory = arena.take(kBlock * max_lanes);
-        float* rows_memory = arena.take(kBlock * std::max(geometry.dim_k, geometry.dim_v));
+        float* rows_memory = arena.take(kBlock * max_dim);
+        ShortGemm short_gemm(arena.take(short_floats), kBlock, max_dim, max_lanes);
         const Running running = take_running(arena, max_lanes);
         float* correction = arena.take(max_lanes);
         for (size_t task = next++; task < n_tiles * geometry.n_head_kv; task = next++) {
@@ -485,6 +490,10 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                     q[i * lanes + lane] = from[i] * call.scale;
                 }
             }
+            const bool short_tile = in_shorts && lanes % ShortGemm::kLaneMultiple == 0;
+            if (short_tile) {
+                short_gemm.set_queries(q, geometry.dim_k, lanes);
+            }
             BlockMask mask(call, lane_set, bias_memory);
             for (size_t first = 0; first < call.n_cells; first += kBlock) {
                 const size_t block = (call.first_cell + first) / kBlock;
@@ -493,7 +502,11 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                 }
                 const std::span<const uint16_t> rows = mask.rows();
                 store.gather(Side::kK, block, head, rows, call.positions, rows_memory);
-                gemm_scores(rows_memory, rows.size(), geometry.dim_k, q, lanes, s);
+                if (short_tile) {
+                    short_gemm.scores(rows_memory, rows.size(), geometry.dim_k, lanes, s);
+                } else {
+                    gemm_scores(rows_memory, rows.size(), geometry.dim_k, q, lanes, s);
+                }
                 const float* bias = mask.bias();
                 if (bias != nullptr || call.softcap != 0) {
                     scale_and_mask(s, rows.size(), lanes, 1.0F, call.softcap, bias);
@@ -502,7 +515,11 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                     scale_lanes(out, geometry.dim_v, lanes, correction);
                 }
                 store.gather(Side::kV, block, head, rows, call.positions, rows_memory);
-                gemm_values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
+                if (short_tile) {
+                    short_gemm.values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
+                } else {
+                    gemm_values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
+                }
             }
             for (size_t lane = 0; lane < lane_set.count(); ++lane) {
                 float sum = running.sum[lane];

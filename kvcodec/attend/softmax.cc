@@ -232,6 +232,22 @@ size_t count_chosen_not_hidden(const uint16_t* mask, const uint8_t* chosen, size
     return count;
 }
 
+bool are_zero(const uint16_t* masks, size_t stride, size_t n_rows, size_t n) {
+    const hn::ScalableTag<uint16_t> d;
+    auto any = hn::Zero(d);
+    uint16_t any_of_rest = 0;
+    for (size_t row = 0; row < n_rows; ++row, masks += stride) {
+        size_t i = 0;
+        for (; i + hn::Lanes(d) <= n; i += hn::Lanes(d)) {
+            any = hn::Or(any, hn::LoadU(d, masks + i));
+        }
+        for (; i < n; ++i) {
+            any_of_rest |= masks[i];
+        }
+    }
+    return any_of_rest == 0 && hn::AllTrue(d, any == hn::Zero(d));
+}
+
 MaskKind classify(const uint16_t* mask, size_t n) {
     if (count_not_hidden(mask, n) == 0) {
         return MaskKind::kHidden;
@@ -255,6 +271,7 @@ HWY_EXPORT(step_all);
 HWY_EXPORT(multiply_lanes);
 HWY_EXPORT(count_not_hidden);
 HWY_EXPORT(count_chosen_not_hidden);
+HWY_EXPORT(are_zero);
 HWY_EXPORT(classify);
 
 void scale_and_mask(float* s, size_t m, size_t lanes, float scale, float softcap, const float* bias) {
@@ -271,6 +288,10 @@ void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor) {
 
 MaskKind classify_mask(const uint16_t* mask, size_t n) {
     return HWY_DYNAMIC_DISPATCH(classify)(mask, n);
+}
+
+bool all_open(const uint16_t* masks, size_t stride, size_t n_rows, size_t n) {
+    return HWY_DYNAMIC_DISPATCH(are_zero)(masks, stride, n_rows, n);
 }
 
 size_t count_visible(const uint16_t* mask, size_t n) {

@@ -22,6 +22,9 @@ void scale_lanes(float* x, size_t rows, size_t lanes, const float* factor);
 enum class MaskKind : uint8_t { kHidden, kOpen, kMixed };
 MaskKind classify_mask(const uint16_t* mask, size_t n);
 
+/// Whether each of n_rows masks, `stride` values apart, is kOpen.
+bool all_open(const uint16_t* masks, size_t stride, size_t n_rows, size_t n);
+
 /// How many of n half-precision mask values are not -inf.
 size_t count_visible(const uint16_t* mask, size_t n);
 /// The same, of those values alone whose byte in `chosen` is not 0.

@@ -212,6 +212,24 @@ TEST_F(MaskTest, TellsHiddenOpenAndMixedApart) {
     }
 }
 
+TEST_F(MaskTest, TellsWhetherAllAreOpen) {
+    std::mt19937 rng(9);
+    for (const int64_t target : test_targets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        for (size_t n = 1; n <= 70; ++n) {
+            const size_t n_rows = 1 + rng() % 5, stride = n + rng() % 3;
+            std::vector<uint16_t> masks(n_rows * stride, kHalfHidden);
+            for (size_t row = 0; row < n_rows; ++row) {
+                std::fill_n(masks.begin() + static_cast<std::ptrdiff_t>(row * stride), n, uint16_t{0});
+            }
+            ASSERT_TRUE(all_open(masks.data(), stride, n_rows, n)) << n_rows << " of " << n;
+            masks[rng() % n_rows * stride + rng() % n] = kHalfHidden;
+            ASSERT_FALSE(all_open(masks.data(), stride, n_rows, n)) << n_rows << " of " << n;
+        }
+    }
+}
+
 TEST_F(MaskTest, CountsVisible) {
     std::mt19937 rng(8);
     std::normal_distribution<float> normal(0.0F, 30.0F);

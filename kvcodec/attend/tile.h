@@ -88,6 +88,9 @@ struct SeenCells {
         if (call.mask == nullptr) {
             return {all, false};
         }
+        if (all_open(mask_row(call, first_token, first), call.mask_stride, n_tokens, n)) {
+            return {all, call.slopes != nullptr};
+        }
         SeenCells seen{0, call.slopes != nullptr};
         for (size_t token = first_token; token < first_token + n_tokens; ++token) {
             const uint16_t* mask = mask_row(call, token, first);

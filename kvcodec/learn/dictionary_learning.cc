@@ -17,7 +17,7 @@
 
 #include <hwy/highway.h>
 
-#include "kvcodec/codec/dictionary/vector-inl.h"
+#include "kvcodec/vector-inl.h"
 
 #ifndef KVCODEC_LEARN_DICTIONARY_LEARNING_TYPES
 #define KVCODEC_LEARN_DICTIONARY_LEARNING_TYPES

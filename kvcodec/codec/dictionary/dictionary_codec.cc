@@ -16,7 +16,7 @@
 #include "hwy/foreach_target.h"
 #include "hwy/highway.h"
 
-#include "kvcodec/codec/dictionary/vector-inl.h"
+#include "kvcodec/vector-inl.h"
 
 HWY_BEFORE_NAMESPACE();
 namespace kvcodec {

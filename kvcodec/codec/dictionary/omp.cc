@@ -29,7 +29,8 @@
 #include <hwy/cache_control.h>
 #include <hwy/highway.h>
 
-#include "kvcodec/codec/dictionary/vector-inl.h"
+#include "kvcodec/short_products-inl.h"
+#include "kvcodec/vector-inl.h"
 
 #ifndef KVCODEC_CODEC_DICTIONARY_OMP_JOB
 #define KVCODEC_CODEC_DICTIONARY_OMP_JOB
@@ -55,9 +56,6 @@ constexpr float kNegligibleCorrelation = 1e-6F;
 // Squared distance of a new atom from the span of the support below which it counts as dependent.
 constexpr float kMinPivot = 1e-5F;
 
-/// The norm of a unit vector in 16 bits. Sums of products of two such vectors, in part or whole, stay near its square,
-/// half of what 32 bits hold.
-constexpr float kUnitLevel = 32767.0F;
 /// Below these, 16 bits cannot tell correlations of a unit vector and squared pivots from rounding, nor how much is
 /// left of it; the Gram variant leaves such rows to the direct one.
 constexpr float kGramCorrelation = 2e-4F;
@@ -78,6 +76,10 @@ namespace HWY_NAMESPACE {
 namespace {
 
 namespace hn = hwy::HWY_NAMESPACE;
+using short_products::add_products;
+using short_products::kUnitLevel;
+using short_products::pairs;
+using short_products::round_pairs;
 using Tag = hn::ScalableTag<float>;
 using Vec = hn::Vec<Tag>;
 using IntTag = hn::RebindToSigned<Tag>;
@@ -104,47 +106,6 @@ hwy::AlignedFreeUniquePtr<T[]> allocate(size_t n) {
         throw Error("memory for a dictionary's products cannot be had");
     }
     return memory;
-}
-
-// Newer AVX-512 adds products of two shorts in one instruction (VNNI). Highway has no target for it here. Not by
-// intrinsics: these would need a target too, and GCC 12 copies all sums around a product.
-#undef KVCODEC_SHORT_PRODUCTS
-#if HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX3
-#define KVCODEC_SHORT_PRODUCTS 1
-#else
-#define KVCODEC_SHORT_PRODUCTS 0
-#endif
-
-// sum + rest += a . b, two products each; rest is unused where one instruction adds pairs, as on x86.
-template <bool kShortProducts>
-HWY_INLINE void add_products(hn::Vec<decltype(kShortTag)> a, hn::Vec<decltype(kShortTag)> b, IntVec& sum,
-                             [[maybe_unused]] IntVec& rest) {
-#if KVCODEC_SHORT_PRODUCTS
-    if constexpr (kShortProducts) {
-        asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
-        return;
-    }
-#endif
-    sum = hn::ReorderWidenMulAccumulate(kIntTag, a, b, sum, rest);
-}
-
-constexpr size_t pairs(size_t n) {
-    return (n + 1) / 2;
-}
-
-// to[pairs(dim)]: scale * x in 16 bits, two elements each.
-void round_pairs(const float* x, size_t dim, float scale, int32_t* to) {
-    const hn::Repartition<int32_t, decltype(kHalfShortTag)> pair_tag;
-    size_t i = 0;
-    for (; i + kLanes <= dim; i += kLanes) {
-        const IntVec rounded = hn::NearestInt(hn::Mul(hn::LoadU(kTag, x + i), hn::Set(kTag, scale)));
-        hn::StoreU(hn::BitCast(pair_tag, hn::DemoteTo(kHalfShortTag, rounded)), pair_tag, to + i / 2);
-    }
-    for (; i < dim; i += 2) {
-        const auto low = static_cast<uint16_t>(std::lrint(x[i] * scale));
-        const auto high = static_cast<uint16_t>(i + 1 < dim ? std::lrint(x[i + 1] * scale) : 0);
-        to[i / 2] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
-    }
 }
 
 // to[c, kBlock][r] = from[r, stride][c] for r, c < 4.

@@ -1,9 +1,9 @@
 // Sums over float vectors of any length and alignment. Included once per SIMD target, from inside its namespace's file.
-#if defined(KVCODEC_CODEC_DICTIONARY_VECTOR_INL_H) == defined(HWY_TARGET_TOGGLE)
-#ifdef KVCODEC_CODEC_DICTIONARY_VECTOR_INL_H
-#undef KVCODEC_CODEC_DICTIONARY_VECTOR_INL_H
+#if defined(KVCODEC_VECTOR_INL_H) == defined(HWY_TARGET_TOGGLE)
+#ifdef KVCODEC_VECTOR_INL_H
+#undef KVCODEC_VECTOR_INL_H
 #else
-#define KVCODEC_CODEC_DICTIONARY_VECTOR_INL_H
+#define KVCODEC_VECTOR_INL_H
 #endif
 
 #include <cstddef>

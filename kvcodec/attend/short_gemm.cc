@@ -1,0 +1,263 @@
+#include "kvcodec/attend/short_gemm.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "kvcodec/target.h"
+
+#undef HWY_TARGET_INCLUDE
+#define HWY_TARGET_INCLUDE "kvcodec/attend/short_gemm.cc"
+#include "hwy/foreach_target.h"
+#include "hwy/highway.h"
+
+#include "kvcodec/short_products-inl.h"
+#include "kvcodec/vector-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace kvcodec {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+using short_products::Floats;
+using short_products::Ints;
+using short_products::kUnitLevel;
+using short_products::make_pairs;
+using short_products::pairs;
+using short_products::Shorts;
+
+constexpr size_t kWidth = hn::MaxLanes(Floats());
+// Rows of a tile: with two vectors of lanes each, their sums fill 16 of 32 registers or 8 of 16.
+constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : 4;
+
+// unit = size / kUnitLevel and its inverse; 0 where there is none.
+HWY_INLINE void units_of(hn::Vec<Floats> size, hn::Vec<Floats>& unit, hn::Vec<Floats>& inverse) {
+    const Floats d;
+    const auto level = hn::Set(d, kUnitLevel), least = hn::Set(d, 1e-30F);
+    unit = size * hn::Set(d, 1.0F / kUnitLevel);
+    inverse = hn::IfThenElseZero(size > least, level / size);
+}
+
+// A vector's lanes of x [n, lanes] as pairs of rows, each lane times its factor. Returns the sums of the levels.
+HWY_INLINE hn::Vec<Ints> round_column(const float* x, size_t n, size_t lanes, hn::Vec<Floats> factor, int32_t* to) {
+    const Floats d;
+    auto sum = hn::Zero(Ints());
+    for (size_t i = 0; i < n; i += 2) {
+        const auto low = hn::NearestInt(hn::LoadU(d, x + i * lanes) * factor);
+        const auto high = i + 1 < n ? hn::NearestInt(hn::LoadU(d, x + (i + 1) * lanes) * factor) : hn::Zero(Ints());
+        hn::StoreU(make_pairs(low, high), Ints(), to + i / 2 * lanes);
+        sum = sum + low + high;
+    }
+    return sum;
+}
+
+void round_queries(const float* q, size_t k, size_t lanes, int32_t* to, float* unit) {
+    const Floats d;
+    for (size_t lane = 0; lane < lanes; lane += kWidth) {
+        auto energy = hn::Zero(d);
+        for (size_t i = 0; i < k; ++i) {
+            const auto x = hn::LoadU(d, q + i * lanes + lane);
+            energy = hn::MulAdd(x, x, energy);
+        }
+        hn::Vec<Floats> lane_unit, inverse;
+        units_of(hn::Sqrt(energy), lane_unit, inverse);
+        hn::StoreU(lane_unit, d, unit + lane);
+        round_column(q + lane, k, lanes, inverse, to + lane);
+    }
+}
+
+void round_keys(const float* a, size_t m, size_t k, int32_t* to, float* unit) {
+    for (size_t row = 0; row < m; ++row) {
+        const float norm = std::sqrt(dot(a + row * k, a + row * k, k));
+        unit[row] = norm / kUnitLevel;
+        short_products::round_pairs(a + row * k, k, norm > 1e-30F ? kUnitLevel / norm : 0.0F, to + row * pairs(k));
+    }
+}
+
+void round_values(const float* v, size_t m, size_t k, int32_t* to, float* unit) {
+    const Floats d;
+    size_t i = 0;
+    for (; i + kWidth <= k; i += kWidth) {
+        auto largest = hn::Zero(d);
+        for (size_t row = 0; row < m; ++row) {
+            largest = hn::Max(largest, hn::Abs(hn::LoadU(d, v + row * k + i)));
+        }
+        hn::Vec<Floats> dim_unit, inverse;
+        units_of(largest, dim_unit, inverse);
+        hn::StoreU(dim_unit, d, unit + i);
+        round_column(v + i, m, k, inverse, to + i);
+    }
+    for (; i < k; ++i) {
+        float largest = 0.0F;
+        for (size_t row = 0; row < m; ++row) {
+            largest = std::max(largest, std::abs(v[row * k + i]));
+        }
+        unit[i] = largest / kUnitLevel;
+        const float inverse = largest > 1e-30F ? kUnitLevel / largest : 0.0F;
+        for (size_t row = 0; row < m; row += 2) {
+            const auto low = static_cast<uint16_t>(std::lrint(v[row * k + i] * inverse));
+            const auto high = static_cast<uint16_t>(row + 1 < m ? std::lrint(v[(row + 1) * k + i] * inverse) : 0);
+            to[row / 2 * k + i] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
+        }
+    }
+}
+
+void round_weights(const float* p, size_t m, size_t lanes, int32_t* to, float* unit) {
+    const Floats d;
+    for (size_t lane = 0; lane < lanes; lane += kWidth) {
+        auto total = hn::Zero(d);
+        for (size_t i = 0; i < m; ++i) {
+            total = total + hn::LoadU(d, p + i * lanes + lane);
+        }
+        hn::Vec<Floats> lane_unit, inverse;
+        units_of(total, lane_unit, inverse);
+        const auto levels = hn::ConvertTo(d, round_column(p + lane, m, lanes, inverse, to + lane));
+        // Weights that are all alike are all rounded alike: their sum is to be right.
+        hn::StoreU(hn::IfThenElse(levels > hn::Zero(d), total / levels, lane_unit), d, unit + lane);
+    }
+}
+
+// The broadcast operand: the pair of row `row` and step `step` lies at a[row * row_stride + step * step_stride].
+struct PairOperand {
+    const int32_t* a;
+    size_t row_stride;
+    size_t step_stride;
+};
+
+// c[row, lanes] = or, kAdd, += (a . b) row_unit[row] lane_unit[lane], for R rows and kVectors vectors of lanes.
+template <bool kVnni, bool kAdd, size_t R, size_t kVectors>
+HWY_INLINE void short_tile(PairOperand x, size_t row, size_t steps, const int32_t* HWY_RESTRICT b, size_t lanes,
+                           const float* row_unit, const float* lane_unit, float* HWY_RESTRICT c) {
+    const Floats d;
+    hn::Vec<Ints> sum[R][kVectors], rest[R][kVectors];
+    for (size_t r = 0; r < R; ++r) {
+        for (size_t v = 0; v < kVectors; ++v) {
+            sum[r][v] = rest[r][v] = hn::Zero(Ints());
+        }
+    }
+    const int32_t* HWY_RESTRICT a = x.a + row * x.row_stride;
+    for (size_t step = 0; step < steps; ++step) {
+        hn::Vec<Shorts> lane[kVectors];
+        for (size_t v = 0; v < kVectors; ++v) {
+            lane[v] = hn::BitCast(Shorts(), hn::LoadU(Ints(), b + step * lanes + v * kWidth));
+        }
+        for (size_t r = 0; r < R; ++r) {
+            const auto factor = hn::BitCast(Shorts(), hn::Set(Ints(), a[r * x.row_stride + step * x.step_stride]));
+            for (size_t v = 0; v < kVectors; ++v) {
+                short_products::add_products<kVnni>(factor, lane[v], sum[r][v], rest[r][v]);
+            }
+        }
+    }
+    for (size_t v = 0; v < kVectors; ++v) {
+        const auto of_lanes = hn::LoadU(d, lane_unit + v * kWidth);
+        for (size_t r = 0; r < R; ++r) {
+            const auto total = hn::ConvertTo(d, hn::RearrangeToOddPlusEven(sum[r][v], rest[r][v]));
+            const auto unit = of_lanes * hn::Set(d, row_unit[row + r]);
+            float* to = c + (row + r) * lanes + v * kWidth;
+            hn::StoreU(kAdd ? hn::MulAdd(total, unit, hn::LoadU(d, to)) : total * unit, d, to);
+        }
+    }
+}
+
+template <bool kVnni, bool kAdd, size_t kVectors>
+HWY_INLINE void short_column(PairOperand x, size_t rows, size_t steps, const int32_t* b, size_t lanes,
+                             const float* row_unit, const float* lane_unit, float* c) {
+    size_t row = 0;
+    for (; row + kRows <= rows; row += kRows) {
+        short_tile<kVnni, kAdd, kRows, kVectors>(x, row, steps, b, lanes, row_unit, lane_unit, c);
+    }
+    for (; row < rows; ++row) {
+        short_tile<kVnni, kAdd, 1, kVectors>(x, row, steps, b, lanes, row_unit, lane_unit, c);
+    }
+}
+
+template <bool kVnni, bool kAdd>
+HWY_INLINE void short_product(PairOperand x, size_t rows, size_t steps, const int32_t* b, size_t lanes,
+                              const float* row_unit, const float* lane_unit, float* c) {
+    size_t lane = 0;
+    for (; lane + 2 * kWidth <= lanes; lane += 2 * kWidth) {
+        short_column<kVnni, kAdd, 2>(x, rows, steps, b + lane, lanes, row_unit, lane_unit + lane, c + lane);
+    }
+    for (; lane < lanes; lane += kWidth) {
+        short_column<kVnni, kAdd, 1>(x, rows, steps, b + lane, lanes, row_unit, lane_unit + lane, c + lane);
+    }
+}
+
+void short_scores(const int32_t* a, const float* row_unit, size_t m, size_t k, const int32_t* b, const float* lane_unit,
+                  size_t lanes, bool vnni, float* c) {
+    const PairOperand keys{a, pairs(k), 1};
+    vnni ? short_product<true, false>(keys, m, pairs(k), b, lanes, row_unit, lane_unit, c)
+         : short_product<false, false>(keys, m, pairs(k), b, lanes, row_unit, lane_unit, c);
+}
+
+void short_values(const int32_t* v, const float* dim_unit, size_t m, size_t k, const int32_t* p, const float* lane_unit,
+                  size_t lanes, bool vnni, float* o) {
+    const PairOperand values{v, 1, k};
+    vnni ? short_product<true, true>(values, k, pairs(m), p, lanes, dim_unit, lane_unit, o)
+         : short_product<false, true>(values, k, pairs(m), p, lanes, dim_unit, lane_unit, o);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace kvcodec
+HWY_AFTER_NAMESPACE();
+
+#if HWY_ONCE
+namespace kvcodec {
+namespace {
+
+HWY_EXPORT(round_queries);
+HWY_EXPORT(round_keys);
+HWY_EXPORT(round_values);
+HWY_EXPORT(round_weights);
+HWY_EXPORT(short_scores);
+HWY_EXPORT(short_values);
+
+constexpr size_t kAlign = 16;  // floats
+
+size_t padded(size_t n) {
+    return (n + kAlign - 1) / kAlign * kAlign;
+}
+
+size_t query_floats(size_t dim, size_t lanes) {
+    return padded((dim + 1) / 2 * lanes);
+}
+
+size_t row_floats(size_t rows, size_t dim) {
+    return padded((rows + 1) / 2 * 2 * ((dim + 1) / 2));
+}
+
+}  // namespace
+
+bool ShortGemm::pays() {
+    return has_avx512_vnni();
+}
+
+size_t ShortGemm::floats(size_t rows, size_t dim, size_t lanes) {
+    return query_floats(dim, lanes) + row_floats(rows, dim) + padded(std::max(rows, dim)) +
+           padded((rows + 1) / 2 * lanes) + 2 * padded(lanes);
+}
+
+ShortGemm::ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes)
+    : vnni_(has_avx512_vnni()),
+      queries_(reinterpret_cast<int32_t*>(memory)),
+      query_unit_(memory + query_floats(dim, lanes)),
+      rows_(reinterpret_cast<int32_t*>(query_unit_ + padded(lanes))),
+      row_unit_(query_unit_ + padded(lanes) + row_floats(rows, dim)),
+      weights_(reinterpret_cast<int32_t*>(row_unit_ + padded(std::max(rows, dim)))),
+      weight_unit_(row_unit_ + padded(std::max(rows, dim)) + padded((rows + 1) / 2 * lanes)) {}
+
+void ShortGemm::set_queries(const float* q, size_t k, size_t lanes) {
+    HWY_DYNAMIC_DISPATCH(round_queries)(q, k, lanes, queries_, query_unit_);
+}
+
+void ShortGemm::scores(const float* a, size_t m, size_t k, size_t lanes, float* c) const {
+    HWY_DYNAMIC_DISPATCH(round_keys)(a, m, k, rows_, row_unit_);
+    HWY_DYNAMIC_DISPATCH(short_scores)(rows_, row_unit_, m, k, queries_, query_unit_, lanes, vnni_, c);
+}
+
+void ShortGemm::values(const float* v, size_t m, size_t k, const float* p, size_t lanes, float* o) const {
+    HWY_DYNAMIC_DISPATCH(round_values)(v, m, k, rows_, row_unit_);
+    HWY_DYNAMIC_DISPATCH(round_weights)(p, m, lanes, weights_, weight_unit_);
+    HWY_DYNAMIC_DISPATCH(short_values)(rows_, row_unit_, m, k, weights_, weight_unit_, lanes, vnni_, o);
+}
+
+}  // namespace kvcodec
+#endif

@@ -1,0 +1,156 @@
+#include "kvcodec/attend/short_gemm.h"
+
+#include <gtest/gtest.h>
+#include <hwy/targets.h>
+
+#include <algorithm>
+#include <cmath>
+#include <new>
+#include <random>
+#include <vector>
+
+#include "kvcodec/target.h"
+#include "kvcodec/test_targets.h"
+
+namespace kvcodec {
+namespace {
+
+constexpr size_t kShapes = 12;
+constexpr size_t kMostRows = 70, kMostSteps = 140;
+
+std::vector<float> random_vector(size_t n, std::mt19937& rng) {
+    std::normal_distribution<float> normal;
+    std::vector<float> x(n);
+    std::ranges::generate(x, [&] { return normal(rng); });
+    return x;
+}
+
+/// Memory for a ShortGemm: exactly what it asks for, aligned; the sanitizer catches any more.
+class Memory {
+  public:
+    explicit Memory(size_t n) : data_(new (std::align_val_t(64)) float[n]) {}
+    ~Memory() { operator delete[](data_, std::align_val_t(64)); }
+    Memory(const Memory&) = delete;
+    Memory& operator=(const Memory&) = delete;
+    float* data() { return data_; }
+
+  private:
+    float* data_;
+};
+
+/// Lanes.
+class ShortGemmTest : public testing::TestWithParam<size_t> {
+  protected:
+    void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
+
+    const size_t lanes_ = GetParam();
+    std::mt19937 rng_{static_cast<unsigned>(lanes_)};
+    std::uniform_int_distribution<size_t> rows_{1, kMostRows};
+    std::uniform_int_distribution<size_t> steps_{1, kMostSteps};
+};
+
+TEST_P(ShortGemmTest, ScoresAgreeWithDouble) {
+    for (size_t shape = 0; shape < kShapes; ++shape) {
+        const size_t m = rows_(rng_);
+        const size_t k = shape % 2 == 0 ? steps_(rng_) : (steps_(rng_) + 15) / 16 * 16;  // head sizes are such
+        std::vector<float> a = random_vector(m * k, rng_), b = random_vector(k * lanes_, rng_);
+        for (size_t i = 0; i < m; ++i) {  // rows of any size, and one of zeros
+            const float size = i == 1 ? 0.0F : std::exp2(static_cast<float>(rng_() % 40) - 20.0F);
+            std::transform(&a[i * k], &a[i * k] + k, &a[i * k], [size](float v) { return v * size; });
+        }
+        std::vector<double> expected(m * lanes_), norm_a(m), norm_b(lanes_);
+        for (size_t j = 0; j < k; ++j) {
+            for (size_t i = 0; i < m; ++i) {
+                norm_a[i] += double{a[i * k + j]} * a[i * k + j];
+                for (size_t lane = 0; lane < lanes_; ++lane) {
+                    expected[i * lanes_ + lane] += double{a[i * k + j]} * b[j * lanes_ + lane];
+                }
+            }
+            for (size_t lane = 0; lane < lanes_; ++lane) {
+                norm_b[lane] += double{b[j * lanes_ + lane]} * b[j * lanes_ + lane];
+            }
+        }
+        for (const int64_t target : test_targets()) {
+            hwy::SetSupportedTargetsForTest(target);
+            SCOPED_TRACE(target_name());
+            Memory memory(ShortGemm::floats(m, k, lanes_));
+            ShortGemm gemm(memory.data(), m, k, lanes_);
+            std::vector<float> c(m * lanes_ + 1, -7.0F);
+            gemm.set_queries(b.data(), k, lanes_);
+            gemm.scores(a.data(), m, k, lanes_, c.data());
+            ASSERT_EQ(c.back(), -7.0F) << "wrote past the last row";
+            for (size_t i = 0; i < expected.size(); ++i) {
+                const double size = std::sqrt(norm_a[i / lanes_] * norm_b[i % lanes_]);
+                ASSERT_NEAR(c[i], expected[i], 1e-4 * size) << "m " << m << " k " << k << " element " << i;
+            }
+        }
+    }
+}
+
+TEST_P(ShortGemmTest, ValuesAgreeWithDouble) {
+    std::uniform_real_distribution<float> logarithm(-18.0F, 0.0F);
+    for (size_t shape = 0; shape < kShapes; ++shape) {
+        const size_t m = rows_(rng_);
+        const size_t k = shape % 2 == 0 ? steps_(rng_) : (steps_(rng_) + 15) / 16 * 16;
+        std::vector<float> v = random_vector(m * k, rng_), p(m * lanes_);
+        for (size_t i = 0; i < m * k; ++i) {  // dimensions of any size, and one of zeros
+            v[i] *= i % k == 1 ? 0.0F : std::exp2(static_cast<float>(i % k % 17) - 8.0F);
+        }
+        std::ranges::generate(p, [&] { return std::exp(logarithm(rng_)); });
+        for (size_t i = 0; i < m; ++i) {  // a lane that sees nothing
+            p[i * lanes_ + lanes_ / 2] = 0.0F;
+        }
+        const std::vector<float> before = random_vector(k * lanes_ + 1, rng_);
+        std::vector<double> expected(before.begin(), before.end() - 1), largest(k), total(lanes_);
+        for (size_t i = 0; i < m; ++i) {
+            for (size_t j = 0; j < k; ++j) {
+                largest[j] = std::max(largest[j], std::abs(double{v[i * k + j]}));
+                for (size_t lane = 0; lane < lanes_; ++lane) {
+                    expected[j * lanes_ + lane] += double{v[i * k + j]} * p[i * lanes_ + lane];
+                }
+            }
+            for (size_t lane = 0; lane < lanes_; ++lane) {
+                total[lane] += p[i * lanes_ + lane];
+            }
+        }
+        for (const int64_t target : test_targets()) {
+            hwy::SetSupportedTargetsForTest(target);
+            SCOPED_TRACE(target_name());
+            Memory memory(ShortGemm::floats(m, k, lanes_));
+            const ShortGemm gemm(memory.data(), m, k, lanes_);
+            std::vector<float> o = before;
+            gemm.values(v.data(), m, k, p.data(), lanes_, o.data());
+            ASSERT_EQ(o.back(), before.back()) << "wrote past the last row";
+            for (size_t i = 0; i < expected.size(); ++i) {
+                const double bound = 3e-4 * largest[i / lanes_] * total[i % lanes_] + 1e-6 * std::abs(expected[i]);
+                ASSERT_NEAR(o[i], expected[i], bound) << "m " << m << " k " << k << " element " << i;
+            }
+        }
+    }
+}
+
+TEST_P(ShortGemmTest, SumsStayInRange) {
+    constexpr size_t kRows = 61, kDim = 128;
+    const std::vector<float> ones(kDim * std::max(kRows, lanes_), 1.0F), p(kRows * lanes_, 1.0F);
+    for (const int64_t target : test_targets()) {
+        hwy::SetSupportedTargetsForTest(target);
+        SCOPED_TRACE(target_name());
+        Memory memory(ShortGemm::floats(kRows, kDim, lanes_));
+        ShortGemm gemm(memory.data(), kRows, kDim, lanes_);
+        std::vector<float> c(kRows * lanes_), o(kDim * lanes_);
+        gemm.set_queries(ones.data(), kDim, lanes_);
+        gemm.scores(ones.data(), kRows, kDim, lanes_, c.data());
+        gemm.values(ones.data(), kRows, kDim, p.data(), lanes_, o.data());
+        for (const float score : c) {
+            ASSERT_NEAR(score, 128.0F, 0.02F);
+        }
+        for (const float sum : o) {
+            ASSERT_NEAR(sum, 61.0F, 0.003F);
+        }
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Lanes, ShortGemmTest, testing::Values(16, 32, 48, 112));
+
+}  // namespace
+}  // namespace kvcodec

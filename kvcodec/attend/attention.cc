@@ -110,6 +110,9 @@ void add_weights(const float* p, size_t m, size_t lanes, float* total) {
 
 }  // namespace
 
+Attention::Attention(int crossover, AttentionTimes* times)
+    : crossover_(crossover), times_(times), in_shorts_(ShortGemm::pays()) {}
+
 bool Attention::in_code_space(const LayerStore& store, const AttentionCall& call) const {
     const LayerGeometry& g = store.geometry();
     const size_t lanes = pad_lanes(call.n_head / g.n_head_kv * call.n_tokens);
@@ -455,7 +458,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
     const size_t n_tiles = (call.n_tokens + tile_tokens - 1) / tile_tokens;
     const size_t max_lanes = pad_lanes(group * tile_tokens);
     const size_t max_dim = std::max(geometry.dim_k, geometry.dim_v);
-    const bool in_shorts = max_lanes % ShortGemm::kLaneMultiple == 0 && ShortGemm::pays();
+    const bool in_shorts = in_shorts_ && max_lanes % ShortGemm::kLaneMultiple == 0;
     const size_t short_floats = in_shorts ? ShortGemm::floats(kBlock, max_dim, max_lanes) : 0;
     const size_t member_floats = Arena::round_up(short_floats) + Arena::round_up(max_lanes * geometry.dim_k) +
                                  Arena::round_up(max_lanes * geometry.dim_v) + 2 * Arena::round_up(kBlock * max_lanes) +
@@ -472,7 +475,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
         float* s = arena.take(kBlock * max_lanes);
         float* bias_memory = arena.take(kBlock * max_lanes);
         float* rows_memory = arena.take(kBlock * max_dim);
-        ShortGemm short_gemm(arena.take(short_floats), kBlock, max_dim, max_lanes);
+        ShortGemm short_gemm(arena.take(short_floats), kBlock, max_dim, max_lanes, in_shorts);
         const Running running = take_running(arena, max_lanes);
         float* correction = arena.take(max_lanes);
         for (size_t task = next++; task < n_tiles * geometry.n_head_kv; task = next++) {

@@ -55,7 +55,7 @@ class Attention {
 
     /// crossover: cells from which code space is used; negative = by estimated cost.
     /// times: null, or what the time of every part is added to, at the cost of reading a clock between them.
-    explicit Attention(int crossover = -1, AttentionTimes* times = nullptr) : crossover_(crossover), times_(times) {}
+    explicit Attention(int crossover = -1, AttentionTimes* times = nullptr);
 
     void run(const LayerStore& store, const AttentionCall& call, Team& team);
     /// Whether run() would work in code space.
@@ -68,6 +68,7 @@ class Attention {
 
     int crossover_;
     AttentionTimes* times_;
+    bool in_shorts_;  // products of prompts
     std::vector<float> scratch_;
 };
 

@@ -413,7 +413,7 @@ class Case {
                     written[at] = true;
                     // Bytes round queries; the scores of a mean that turns are of 16 bits, and so are prompts'
                     // products.
-                    const double exact = ShortGemm::pays() ? 1e-3 : 5e-5;
+                    const double exact = in_shorts_ ? 1e-3 : 5e-5;
                     const double tolerance = by_bytes_ ? 0.1 : features_.means ? 3e-3 : exact;
                     ASSERT_NEAR(out[at], expected, tolerance)
                         << "token " << token << " head " << head << " element " << i;
@@ -430,6 +430,7 @@ class Case {
 
     Shape shape_;
     Features features_;
+    const bool in_shorts_ = ShortGemm::pays();
     bool by_bytes_ = false;  // products of bytes round queries and weights to 8 bits
     std::mt19937 rng_;
     size_t first_cell_;

@@ -235,8 +235,8 @@ size_t ShortGemm::floats(size_t rows, size_t dim, size_t lanes) {
            padded((rows + 1) / 2 * lanes) + 2 * padded(lanes);
 }
 
-ShortGemm::ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes)
-    : vnni_(has_avx512_vnni()),
+ShortGemm::ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes, bool vnni)
+    : vnni_(vnni),
       queries_(reinterpret_cast<int32_t*>(memory)),
       query_unit_(memory + query_floats(dim, lanes)),
       rows_(reinterpret_cast<int32_t*>(query_unit_ + padded(lanes))),

@@ -18,12 +18,13 @@ class ShortGemm {
     /// A multiple of which lanes must be.
     static constexpr size_t kLaneMultiple = 16;
 
-    /// Whether it is faster than gemm.h on this machine.
+    /// Whether it is faster than gemm.h on this machine: to be asked once, it takes microseconds.
     static bool pays();
     /// Floats of memory that it needs for at most so many rows, elements of a row and lanes.
     static size_t floats(size_t rows, size_t dim, size_t lanes);
-    /// memory: that many floats from a multiple of 64 bytes on, for as long as this object lives.
-    ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes);
+    /// memory: that many floats from a multiple of 64 bytes on, for as long as this object lives. vnni: what pays()
+    /// said, or false.
+    ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes, bool vnni);
 
     /// q [k, lanes]: what scores() multiplies from now on.
     void set_queries(const float* q, size_t k, size_t lanes);

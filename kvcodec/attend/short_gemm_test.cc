@@ -74,7 +74,7 @@ TEST_P(ShortGemmTest, ScoresAgreeWithDouble) {
             hwy::SetSupportedTargetsForTest(target);
             SCOPED_TRACE(target_name());
             Memory memory(ShortGemm::floats(m, k, lanes_));
-            ShortGemm gemm(memory.data(), m, k, lanes_);
+            ShortGemm gemm(memory.data(), m, k, lanes_, ShortGemm::pays());
             std::vector<float> c(m * lanes_ + 1, -7.0F);
             gemm.set_queries(b.data(), k, lanes_);
             gemm.scores(a.data(), m, k, lanes_, c.data());
@@ -117,7 +117,7 @@ TEST_P(ShortGemmTest, ValuesAgreeWithDouble) {
             hwy::SetSupportedTargetsForTest(target);
             SCOPED_TRACE(target_name());
             Memory memory(ShortGemm::floats(m, k, lanes_));
-            const ShortGemm gemm(memory.data(), m, k, lanes_);
+            const ShortGemm gemm(memory.data(), m, k, lanes_, ShortGemm::pays());
             std::vector<float> o = before;
             gemm.values(v.data(), m, k, p.data(), lanes_, o.data());
             ASSERT_EQ(o.back(), before.back()) << "wrote past the last row";
@@ -136,7 +136,7 @@ TEST_P(ShortGemmTest, SumsStayInRange) {
         hwy::SetSupportedTargetsForTest(target);
         SCOPED_TRACE(target_name());
         Memory memory(ShortGemm::floats(kRows, kDim, lanes_));
-        ShortGemm gemm(memory.data(), kRows, kDim, lanes_);
+        ShortGemm gemm(memory.data(), kRows, kDim, lanes_, ShortGemm::pays());
         std::vector<float> c(kRows * lanes_), o(kDim * lanes_);
         gemm.set_queries(ones.data(), kDim, lanes_);
         gemm.scores(ones.data(), kRows, kDim, lanes_, c.data());

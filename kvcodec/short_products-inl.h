@@ -28,10 +28,10 @@ namespace short_products {
 
 namespace hn = hwy::HWY_NAMESPACE;
 
-using Floats = hn::ScalableTag<float>;
-using Ints = hn::RebindToSigned<Floats>;
-using Shorts = hn::Repartition<int16_t, Floats>;
-using HalfShorts = hn::Rebind<int16_t, Floats>;  // as many as there are floats in a vector
+using FloatTag = hn::ScalableTag<float>;
+using IntTag = hn::RebindToSigned<FloatTag>;
+using ShortTag = hn::Repartition<int16_t, FloatTag>;
+using HalfShortTag = hn::Rebind<int16_t, FloatTag>;  // as many as there are floats in a vector
 
 /// The norm of a vector in 16 bits: sums of products of two such vectors, in part or whole, stay near its square, half
 /// of what 32 bits hold.
@@ -44,27 +44,27 @@ constexpr size_t pairs(size_t n) {
 /// sum + rest += a . b, two products each; rest is unused where one instruction adds pairs, as on x86. kVnni: by one
 /// instruction, where has_avx512_vnni() says that there is one.
 template <bool kVnni>
-HWY_INLINE void add_products(hn::Vec<Shorts> a, hn::Vec<Shorts> b, hn::Vec<Ints>& sum,
-                             [[maybe_unused]] hn::Vec<Ints>& rest) {
+HWY_INLINE void add_products(hn::Vec<ShortTag> a, hn::Vec<ShortTag> b, hn::Vec<IntTag>& sum,
+                             [[maybe_unused]] hn::Vec<IntTag>& rest) {
 #if KVCODEC_SHORT_PRODUCTS
     if constexpr (kVnni) {
         asm("vpdpwssd %2, %1, %0" : "+v"(sum.raw) : "v"(a.raw), "v"(b.raw));
         return;
     }
 #endif
-    sum = hn::ReorderWidenMulAccumulate(Ints(), a, b, sum, rest);
+    sum = hn::ReorderWidenMulAccumulate(IntTag(), a, b, sum, rest);
 }
 
 /// Each lane: low in its lower 16 bits, high in the upper ones.
-HWY_INLINE hn::Vec<Ints> make_pairs(hn::Vec<Ints> low, hn::Vec<Ints> high) {
-    return hn::Or(hn::ShiftLeft<16>(high), hn::And(low, hn::Set(Ints(), 0xFFFF)));
+HWY_INLINE hn::Vec<IntTag> make_pairs(hn::Vec<IntTag> low, hn::Vec<IntTag> high) {
+    return hn::Or(hn::ShiftLeft<16>(high), hn::And(low, hn::Set(IntTag(), 0xFFFF)));
 }
 
 /// to[pairs(dim)]: scale * x in 16 bits, two elements each.
-HWY_INLINE void round_pairs(const float* x, size_t dim, float scale, int32_t* to) {
-    const Floats d;
-    const HalfShorts shorts;
-    const hn::Repartition<int32_t, HalfShorts> pair_tag;
+inline HWY_ATTR void round_pairs(const float* x, size_t dim, float scale, int32_t* to) {
+    const FloatTag d;
+    const HalfShortTag shorts;
+    const hn::Repartition<int32_t, HalfShortTag> pair_tag;
     size_t i = 0;
     for (; i + hn::Lanes(d) <= dim; i += hn::Lanes(d)) {
         const auto rounded = hn::NearestInt(hn::Mul(hn::LoadU(d, x + i), hn::Set(d, scale)));
@@ -81,5 +81,6 @@ HWY_INLINE void round_pairs(const float* x, size_t dim, float scale, int32_t* to
 }  // namespace HWY_NAMESPACE
 }  // namespace kvcodec
 HWY_AFTER_NAMESPACE();
+#undef KVCODEC_SHORT_PRODUCTS
 
 #endif  // per-target include guard

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cmath>
 #include <limits>
+#include <optional>
 
 #include "kvcodec/attend/gemm.h"
 #include "kvcodec/attend/short_gemm.h"
@@ -475,7 +476,10 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
         float* s = arena.take(kBlock * max_lanes);
         float* bias_memory = arena.take(kBlock * max_lanes);
         float* rows_memory = arena.take(kBlock * max_dim);
-        ShortGemm short_gemm(arena.take(short_floats), kBlock, max_dim, max_lanes, in_shorts);
+        std::optional<ShortGemm> short_gemm;
+        if (in_shorts) {
+            short_gemm.emplace(arena.take(short_floats), kBlock, max_dim, max_lanes, true);
+        }
         const Running running = take_running(arena, max_lanes);
         float* correction = arena.take(max_lanes);
         for (size_t task = next++; task < n_tiles * geometry.n_head_kv; task = next++) {
@@ -493,9 +497,9 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                     q[i * lanes + lane] = from[i] * call.scale;
                 }
             }
-            const bool short_tile = in_shorts && lanes % ShortGemm::kLaneMultiple == 0;
+            const bool short_tile = short_gemm && lanes % ShortGemm::kLaneMultiple == 0;
             if (short_tile) {
-                short_gemm.set_queries(q, geometry.dim_k, lanes);
+                short_gemm->set_queries(q, geometry.dim_k, lanes);
             }
             BlockMask mask(call, lane_set, bias_memory);
             for (size_t first = 0; first < call.n_cells; first += kBlock) {
@@ -506,7 +510,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                 const std::span<const uint16_t> rows = mask.rows();
                 store.gather(Side::kK, block, head, rows, call.positions, rows_memory);
                 if (short_tile) {
-                    short_gemm.scores(rows_memory, rows.size(), geometry.dim_k, lanes, s);
+                    short_gemm->scores(rows_memory, rows.size(), geometry.dim_k, lanes, s);
                 } else {
                     gemm_scores(rows_memory, rows.size(), geometry.dim_k, q, lanes, s);
                 }
@@ -519,7 +523,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
                 }
                 store.gather(Side::kV, block, head, rows, call.positions, rows_memory);
                 if (short_tile) {
-                    short_gemm.values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
+                    short_gemm->values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
                 } else {
                     gemm_values(rows_memory, rows.size(), geometry.dim_v, s, lanes, out);
                 }

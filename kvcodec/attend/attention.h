@@ -45,9 +45,9 @@ struct AttentionTimes {
 ///
 /// Two ways. In code space, for few lanes (token generation): scores come from tables, values are accumulated per code,
 /// nothing is rebuilt. By blocks, for many lanes (prompts) and short caches: each block of cells is decoded once per
-/// tile of lanes and multiplied densely, which costs less there than tables of many lanes. Codecs without a code space
-/// are always attended to by blocks, except that values stay in code space where only keys, coded before RoPE, have
-/// none.
+/// tile of lanes and multiplied densely, which costs less there than tables of many lanes, and of 16 lanes or more in
+/// 16 bits where the processor has the instruction for it (short_gemm.h). Codecs without a code space are always
+/// attended to by blocks, except that values stay in code space where only keys, coded before RoPE, have none.
 class Attention {
   public:
     /// Lanes (query heads of one KV head x query tokens) up to which code space is considered.
@@ -68,7 +68,7 @@ class Attention {
 
     int crossover_;
     AttentionTimes* times_;
-    bool in_shorts_;  // products of prompts
+    bool in_shorts_;  // whether prompts are multiplied by ShortGemm
     std::vector<float> scratch_;
 };
 

@@ -17,50 +17,72 @@ HWY_BEFORE_NAMESPACE();
 namespace kvcodec {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
-using short_products::Floats;
-using short_products::Ints;
+using short_products::FloatTag;
+using short_products::IntTag;
 using short_products::kUnitLevel;
 using short_products::make_pairs;
 using short_products::pairs;
-using short_products::Shorts;
+using short_products::ShortTag;
 
-constexpr size_t kWidth = hn::MaxLanes(Floats());
+constexpr size_t kWidth = hn::MaxLanes(FloatTag());
 // Rows of a tile: with two vectors of lanes each, their sums fill 16 of 32 registers or 8 of 16.
 constexpr size_t kRows = HWY_MAX_BYTES >= 64 ? 8 : 4;
 
-// unit = size / kUnitLevel and its inverse; 0 where there is none.
-HWY_INLINE void units_of(hn::Vec<Floats> size, hn::Vec<Floats>& unit, hn::Vec<Floats>& inverse) {
-    const Floats d;
-    const auto level = hn::Set(d, kUnitLevel), least = hn::Set(d, 1e-30F);
-    unit = size * hn::Set(d, 1.0F / kUnitLevel);
-    inverse = hn::IfThenElseZero(size > least, level / size);
+// Below this, squares lose bits or vanish: such a vector counts as zero.
+constexpr float kLeastNorm = 1e-18F;
+
+// What a level is worth where a norm is to be kUnitLevel, and how many levels 1 is.
+HWY_INLINE void units_of(hn::Vec<FloatTag> norm, hn::Vec<FloatTag>& unit, hn::Vec<FloatTag>& per_unit) {
+    const FloatTag d;
+    unit = norm * hn::Set(d, 1.0F / kUnitLevel);
+    per_unit = hn::IfThenElseZero(norm > hn::Set(d, kLeastNorm), hn::Set(d, kUnitLevel) / norm);
+}
+
+// Norms of a vector's lanes over the rows of x [n, lanes].
+HWY_INLINE hn::Vec<FloatTag> norms_of(const float* x, size_t n, size_t lanes) {
+    const FloatTag d;
+    auto energy = hn::Zero(d);
+    for (size_t i = 0; i < n; ++i) {
+        const auto value = hn::LoadU(d, x + i * lanes);
+        energy = hn::MulAdd(value, value, energy);
+    }
+    return hn::Sqrt(energy);
 }
 
 // A vector's lanes of x [n, lanes] as pairs of rows, each lane times its factor. Returns the sums of the levels.
-HWY_INLINE hn::Vec<Ints> round_column(const float* x, size_t n, size_t lanes, hn::Vec<Floats> factor, int32_t* to) {
-    const Floats d;
-    auto sum = hn::Zero(Ints());
+HWY_INLINE hn::Vec<IntTag> round_column(const float* x, size_t n, size_t lanes, hn::Vec<FloatTag> factor, int32_t* to) {
+    const FloatTag d;
+    auto sum = hn::Zero(IntTag());
     for (size_t i = 0; i < n; i += 2) {
         const auto low = hn::NearestInt(hn::LoadU(d, x + i * lanes) * factor);
-        const auto high = i + 1 < n ? hn::NearestInt(hn::LoadU(d, x + (i + 1) * lanes) * factor) : hn::Zero(Ints());
-        hn::StoreU(make_pairs(low, high), Ints(), to + i / 2 * lanes);
+        const auto high = i + 1 < n ? hn::NearestInt(hn::LoadU(d, x + (i + 1) * lanes) * factor) : hn::Zero(IntTag());
+        hn::StoreU(make_pairs(low, high), IntTag(), to + i / 2 * lanes);
         sum = sum + low + high;
     }
     return sum;
 }
 
-void round_queries(const float* q, size_t k, size_t lanes, int32_t* to, float* unit) {
-    const Floats d;
-    for (size_t lane = 0; lane < lanes; lane += kWidth) {
-        auto energy = hn::Zero(d);
-        for (size_t i = 0; i < k; ++i) {
-            const auto x = hn::LoadU(d, q + i * lanes + lane);
-            energy = hn::MulAdd(x, x, energy);
+// x [n, lanes] as pairs of rows, each lane by its norm.
+void round_lanes(const float* x, size_t n, size_t lanes, int32_t* to, float* unit) {
+    size_t lane = 0;
+    for (; lane + kWidth <= lanes; lane += kWidth) {
+        hn::Vec<FloatTag> lane_unit, per_unit;
+        units_of(norms_of(x + lane, n, lanes), lane_unit, per_unit);
+        hn::StoreU(lane_unit, FloatTag(), unit + lane);
+        round_column(x + lane, n, lanes, per_unit, to + lane);
+    }
+    for (; lane < lanes; ++lane) {  // of values: queries come in whole vectors
+        float energy = 0.0F;
+        for (size_t i = 0; i < n; ++i) {
+            energy += x[i * lanes + lane] * x[i * lanes + lane];
         }
-        hn::Vec<Floats> lane_unit, inverse;
-        units_of(hn::Sqrt(energy), lane_unit, inverse);
-        hn::StoreU(lane_unit, d, unit + lane);
-        round_column(q + lane, k, lanes, inverse, to + lane);
+        const float norm = std::sqrt(energy), per_unit = norm > kLeastNorm ? kUnitLevel / norm : 0.0F;
+        unit[lane] = norm / kUnitLevel;
+        for (size_t i = 0; i < n; i += 2) {
+            const auto low = static_cast<uint16_t>(std::lrint(x[i * lanes + lane] * per_unit));
+            const auto high = static_cast<uint16_t>(i + 1 < n ? std::lrint(x[(i + 1) * lanes + lane] * per_unit) : 0);
+            to[i / 2 * lanes + lane] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
+        }
     }
 }
 
@@ -68,48 +90,20 @@ void round_keys(const float* a, size_t m, size_t k, int32_t* to, float* unit) {
     for (size_t row = 0; row < m; ++row) {
         const float norm = std::sqrt(dot(a + row * k, a + row * k, k));
         unit[row] = norm / kUnitLevel;
-        short_products::round_pairs(a + row * k, k, norm > 1e-30F ? kUnitLevel / norm : 0.0F, to + row * pairs(k));
-    }
-}
-
-void round_values(const float* v, size_t m, size_t k, int32_t* to, float* unit) {
-    const Floats d;
-    size_t i = 0;
-    for (; i + kWidth <= k; i += kWidth) {
-        auto largest = hn::Zero(d);
-        for (size_t row = 0; row < m; ++row) {
-            largest = hn::Max(largest, hn::Abs(hn::LoadU(d, v + row * k + i)));
-        }
-        hn::Vec<Floats> dim_unit, inverse;
-        units_of(largest, dim_unit, inverse);
-        hn::StoreU(dim_unit, d, unit + i);
-        round_column(v + i, m, k, inverse, to + i);
-    }
-    for (; i < k; ++i) {
-        float largest = 0.0F;
-        for (size_t row = 0; row < m; ++row) {
-            largest = std::max(largest, std::abs(v[row * k + i]));
-        }
-        unit[i] = largest / kUnitLevel;
-        const float inverse = largest > 1e-30F ? kUnitLevel / largest : 0.0F;
-        for (size_t row = 0; row < m; row += 2) {
-            const auto low = static_cast<uint16_t>(std::lrint(v[row * k + i] * inverse));
-            const auto high = static_cast<uint16_t>(row + 1 < m ? std::lrint(v[(row + 1) * k + i] * inverse) : 0);
-            to[row / 2 * k + i] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
-        }
+        short_products::round_pairs(a + row * k, k, norm > kLeastNorm ? kUnitLevel / norm : 0.0F, to + row * pairs(k));
     }
 }
 
 void round_weights(const float* p, size_t m, size_t lanes, int32_t* to, float* unit) {
-    const Floats d;
+    const FloatTag d;
     for (size_t lane = 0; lane < lanes; lane += kWidth) {
         auto total = hn::Zero(d);
         for (size_t i = 0; i < m; ++i) {
             total = total + hn::LoadU(d, p + i * lanes + lane);
         }
-        hn::Vec<Floats> lane_unit, inverse;
-        units_of(total, lane_unit, inverse);
-        const auto levels = hn::ConvertTo(d, round_column(p + lane, m, lanes, inverse, to + lane));
+        hn::Vec<FloatTag> lane_unit, per_unit;
+        units_of(norms_of(p + lane, m, lanes), lane_unit, per_unit);
+        const auto levels = hn::ConvertTo(d, round_column(p + lane, m, lanes, per_unit, to + lane));
         // Weights that are all alike are all rounded alike: their sum is to be right.
         hn::StoreU(hn::IfThenElse(levels > hn::Zero(d), total / levels, lane_unit), d, unit + lane);
     }
@@ -126,21 +120,21 @@ struct PairOperand {
 template <bool kVnni, bool kAdd, size_t R, size_t kVectors>
 HWY_INLINE void short_tile(PairOperand x, size_t row, size_t steps, const int32_t* HWY_RESTRICT b, size_t lanes,
                            const float* row_unit, const float* lane_unit, float* HWY_RESTRICT c) {
-    const Floats d;
-    hn::Vec<Ints> sum[R][kVectors], rest[R][kVectors];
+    const FloatTag d;
+    hn::Vec<IntTag> sum[R][kVectors], rest[R][kVectors];
     for (size_t r = 0; r < R; ++r) {
         for (size_t v = 0; v < kVectors; ++v) {
-            sum[r][v] = rest[r][v] = hn::Zero(Ints());
+            sum[r][v] = rest[r][v] = hn::Zero(IntTag());
         }
     }
     const int32_t* HWY_RESTRICT a = x.a + row * x.row_stride;
     for (size_t step = 0; step < steps; ++step) {
-        hn::Vec<Shorts> lane[kVectors];
+        hn::Vec<ShortTag> lane[kVectors];
         for (size_t v = 0; v < kVectors; ++v) {
-            lane[v] = hn::BitCast(Shorts(), hn::LoadU(Ints(), b + step * lanes + v * kWidth));
+            lane[v] = hn::BitCast(ShortTag(), hn::LoadU(IntTag(), b + step * lanes + v * kWidth));
         }
         for (size_t r = 0; r < R; ++r) {
-            const auto factor = hn::BitCast(Shorts(), hn::Set(Ints(), a[r * x.row_stride + step * x.step_stride]));
+            const auto factor = hn::BitCast(ShortTag(), hn::Set(IntTag(), a[r * x.row_stride + step * x.step_stride]));
             for (size_t v = 0; v < kVectors; ++v) {
                 short_products::add_products<kVnni>(factor, lane[v], sum[r][v], rest[r][v]);
             }
@@ -203,9 +197,8 @@ HWY_AFTER_NAMESPACE();
 namespace kvcodec {
 namespace {
 
-HWY_EXPORT(round_queries);
+HWY_EXPORT(round_lanes);
 HWY_EXPORT(round_keys);
-HWY_EXPORT(round_values);
 HWY_EXPORT(round_weights);
 HWY_EXPORT(short_scores);
 HWY_EXPORT(short_values);
@@ -245,16 +238,16 @@ ShortGemm::ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes, bool 
       weight_unit_(row_unit_ + padded(std::max(rows, dim)) + padded((rows + 1) / 2 * lanes)) {}
 
 void ShortGemm::set_queries(const float* q, size_t k, size_t lanes) {
-    HWY_DYNAMIC_DISPATCH(round_queries)(q, k, lanes, queries_, query_unit_);
+    HWY_DYNAMIC_DISPATCH(round_lanes)(q, k, lanes, queries_, query_unit_);
 }
 
-void ShortGemm::scores(const float* a, size_t m, size_t k, size_t lanes, float* c) const {
+void ShortGemm::scores(const float* a, size_t m, size_t k, size_t lanes, float* c) {
     HWY_DYNAMIC_DISPATCH(round_keys)(a, m, k, rows_, row_unit_);
     HWY_DYNAMIC_DISPATCH(short_scores)(rows_, row_unit_, m, k, queries_, query_unit_, lanes, vnni_, c);
 }
 
-void ShortGemm::values(const float* v, size_t m, size_t k, const float* p, size_t lanes, float* o) const {
-    HWY_DYNAMIC_DISPATCH(round_values)(v, m, k, rows_, row_unit_);
+void ShortGemm::values(const float* v, size_t m, size_t k, const float* p, size_t lanes, float* o) {
+    HWY_DYNAMIC_DISPATCH(round_lanes)(v, m, k, rows_, row_unit_);
     HWY_DYNAMIC_DISPATCH(round_weights)(p, m, lanes, weights_, weight_unit_);
     HWY_DYNAMIC_DISPATCH(short_values)(rows_, row_unit_, m, k, weights_, weight_unit_, lanes, vnni_, o);
 }

@@ -7,12 +7,12 @@
 
 namespace kvcodec {
 
-/// Rounded queries, and scratch memory for rows and weights.
+/// Rounded queries, and scratch memory for rows and weights; for one thread.
 ///
-/// Every query and every key is rounded to 16 bits of its norm, every dimension of the values to 16 bits of its largest
-/// element among the rows given, and every lane's weights to 16 bits of their sum over these rows. Results differ from
-/// those of gemm.h by some 1e-4 of the product of the norms at most, typically by 1e-5: less than f16 keys and values
-/// are off.
+/// Whatever is summed over is rounded to 16 bits of its norm: queries and keys, a dimension of the values and a lane's
+/// weights over the rows given; so that sums stay below 2^31. Of n products the sum is off by about 1e-5 of the product
+/// of the norms, sqrt(n) / 32767 of it at most. It depends a little on which rows come together. Infinite and NaN
+/// elements make their dimension or row NaN.
 class ShortGemm {
   public:
     /// A multiple of which lanes must be.
@@ -29,9 +29,9 @@ class ShortGemm {
     /// q [k, lanes]: what scores() multiplies from now on.
     void set_queries(const float* q, size_t k, size_t lanes);
     /// c[m, lanes] = a[m, k] * q[k, lanes]; k and lanes as set_queries() got them.
-    void scores(const float* a, size_t m, size_t k, size_t lanes, float* c) const;
+    void scores(const float* a, size_t m, size_t k, size_t lanes, float* c);
     /// o[k, lanes] += v[m, k]^T * p[m, lanes]; p >= 0.
-    void values(const float* v, size_t m, size_t k, const float* p, size_t lanes, float* o) const;
+    void values(const float* v, size_t m, size_t k, const float* p, size_t lanes, float* o);
 
   private:
     bool vnni_;

@@ -244,8 +244,11 @@ bool are_zero(const uint16_t* masks, size_t stride, size_t n_rows, size_t n) {
         for (; i < n; ++i) {
             any_of_rest |= masks[i];
         }
+        if (any_of_rest != 0 || !hn::AllTrue(d, any == hn::Zero(d))) {
+            return false;
+        }
     }
-    return any_of_rest == 0 && hn::AllTrue(d, any == hn::Zero(d));
+    return true;
 }
 
 MaskKind classify(const uint16_t* mask, size_t n) {

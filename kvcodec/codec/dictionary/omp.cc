@@ -89,8 +89,8 @@ using Ints = hwy::AlignedFreeUniquePtr<int32_t[]>;
 
 constexpr Tag kTag;
 constexpr IntTag kIntTag;
-constexpr hn::Repartition<int16_t, Tag> kShortTag;
-constexpr hn::Rebind<int16_t, Tag> kHalfShortTag;  // as many as there are floats in a vector
+constexpr short_products::ShortTag kShortTag;
+constexpr short_products::HalfShortTag kHalfShortTag;
 constexpr size_t kLanes = hn::MaxLanes(kTag);
 // Atoms in one packed block: two vectors, so that each broadcast element of a row serves two multiply-adds.
 constexpr size_t kBlock = 2 * kLanes;
@@ -163,7 +163,7 @@ struct PackedAtoms {
 };
 
 // Products of R rows of pairs with the atoms of one block.
-template <bool kShortProducts, size_t R>
+template <bool kVnni, size_t R>
 HWY_INLINE void multiply_block(const int32_t* const* rows, size_t n_pairs, const int32_t* block, IntVec (&sum)[R][2]) {
     IntVec rest[R][2];
     for (size_t r = 0; r < R; ++r) {
@@ -174,8 +174,8 @@ HWY_INLINE void multiply_block(const int32_t* const* rows, size_t n_pairs, const
         const auto atoms1 = hn::BitCast(kShortTag, hn::Load(kIntTag, block + i * kBlock + kLanes));
         for (size_t r = 0; r < R; ++r) {
             const auto x = hn::BitCast(kShortTag, hn::Set(kIntTag, rows[r][i]));
-            add_products<kShortProducts>(x, atoms0, sum[r][0], rest[r][0]);
-            add_products<kShortProducts>(x, atoms1, sum[r][1], rest[r][1]);
+            add_products<kVnni>(x, atoms0, sum[r][0], rest[r][0]);
+            add_products<kVnni>(x, atoms1, sum[r][1], rest[r][1]);
         }
     }
     for (size_t r = 0; r < R; ++r) {
@@ -740,7 +740,7 @@ class GramPursuit {
 
     // Behind n_pairs full pairs of rows, the second of a pair or the first. Not inlined and without arrays of vectors:
     // GCC 12 would keep them in memory.
-    template <bool kShortProducts, bool kSecond>
+    template <bool kVnni, bool kSecond>
     HWY_NOINLINE IntVec add_row(size_t atom, size_t n_pairs) {
         const size_t n_padded = n_padded_;
         const int32_t* levels = levels_.get();
@@ -757,16 +757,16 @@ class GramPursuit {
             const int32_t* row = rows + first;
             for (size_t i = 0; i < n_pairs; ++i, row += n_padded) {
                 const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels[i]));
-                add_products<kShortProducts>(factor, load_pairs(row), sum0, rest0);
-                add_products<kShortProducts>(factor, load_pairs(row + kLanes), sum1, rest1);
-                add_products<kShortProducts>(factor, load_pairs(row + 2 * kLanes), sum2, rest2);
-                add_products<kShortProducts>(factor, load_pairs(row + 3 * kLanes), sum3, rest3);
+                add_products<kVnni>(factor, load_pairs(row), sum0, rest0);
+                add_products<kVnni>(factor, load_pairs(row + kLanes), sum1, rest1);
+                add_products<kVnni>(factor, load_pairs(row + 2 * kLanes), sum2, rest2);
+                add_products<kVnni>(factor, load_pairs(row + 3 * kLanes), sum3, rest3);
             }
             const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels[n_pairs]));
-            add_products<kShortProducts>(factor, merge<kSecond>(gram_row, pair), sum0, rest0);
-            add_products<kShortProducts>(factor, merge<kSecond>(gram_row + kLanes, pair + kLanes), sum1, rest1);
-            add_products<kShortProducts>(factor, merge<kSecond>(gram_row + 2 * kLanes, pair + 2 * kLanes), sum2, rest2);
-            add_products<kShortProducts>(factor, merge<kSecond>(gram_row + 3 * kLanes, pair + 3 * kLanes), sum3, rest3);
+            add_products<kVnni>(factor, merge<kSecond>(gram_row, pair), sum0, rest0);
+            add_products<kVnni>(factor, merge<kSecond>(gram_row + kLanes, pair + kLanes), sum1, rest1);
+            add_products<kVnni>(factor, merge<kSecond>(gram_row + 2 * kLanes, pair + 2 * kLanes), sum2, rest2);
+            add_products<kVnni>(factor, merge<kSecond>(gram_row + 3 * kLanes, pair + 3 * kLanes), sum3, rest3);
             const IntVec p0 = total(correlations, sum0, rest0), p1 = total(correlations + kLanes, sum1, rest1);
             const IntVec p2 = total(correlations + 2 * kLanes, sum2, rest2);
             const IntVec p3 = total(correlations + 3 * kLanes, sum3, rest3);

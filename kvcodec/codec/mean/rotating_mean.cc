@@ -252,9 +252,9 @@ constexpr size_t kCellVectors = HWY_MAX_BYTES >= 64 ? 4 : 2;
 /// sum + a[2 i] b[2 i] + a[2 i + 1] b[2 i + 1] for every i.
 template <class D, class V16, class V32>
 HWY_INLINE V32 add_products(D d, V16 a, V16 b, V32 sum) {
-    V32 odd = hn::Zero(d);
-    const V32 even = hn::ReorderWidenMulAccumulate(d, a, b, sum, odd);
-    return hn::RearrangeToOddPlusEven(even, odd);
+    V32 odd = hn::Zero(d);  // Arm spreads the products over both, and only these may be put in order
+    const V32 even = hn::ReorderWidenMulAccumulate(d, a, b, hn::Zero(d), odd);
+    return hn::Add(sum, hn::RearrangeToOddPlusEven(even, odd));
 }
 
 /// kLanes lanes from `lane` on of cells [first_cell, first_cell + kCellVectors * Lanes), n_cells of which count. s

@@ -60,6 +60,12 @@ HWY_INLINE hn::Vec<IntTag> make_pairs(hn::Vec<IntTag> low, hn::Vec<IntTag> high)
     return hn::Or(hn::ShiftLeft<16>(high), hn::And(low, hn::Set(IntTag(), 0xFFFF)));
 }
 
+/// The same of numbers, which are rounded.
+inline int32_t make_pair(float low, float high) {
+    const auto bits_of = [](float x) { return static_cast<uint32_t>(static_cast<uint16_t>(std::lrint(x))); };
+    return static_cast<int32_t>(bits_of(low) | bits_of(high) << 16U);
+}
+
 /// to[pairs(dim)]: scale * x in 16 bits, two elements each.
 inline HWY_ATTR void round_pairs(const float* x, size_t dim, float scale, int32_t* to) {
     const FloatTag d;
@@ -71,9 +77,7 @@ inline HWY_ATTR void round_pairs(const float* x, size_t dim, float scale, int32_
         hn::StoreU(hn::BitCast(pair_tag, hn::DemoteTo(shorts, rounded)), pair_tag, to + i / 2);
     }
     for (; i < dim; i += 2) {
-        const auto low = static_cast<uint16_t>(std::lrint(x[i] * scale));
-        const auto high = static_cast<uint16_t>(i + 1 < dim ? std::lrint(x[i + 1] * scale) : 0);
-        to[i / 2] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
+        to[i / 2] = make_pair(x[i] * scale, i + 1 < dim ? x[i + 1] * scale : 0.0F);
     }
 }
 

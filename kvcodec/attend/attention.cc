@@ -461,7 +461,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
     const size_t max_dim = std::max(geometry.dim_k, geometry.dim_v);
     const bool in_shorts = in_shorts_ && max_lanes % ShortGemm::kLaneMultiple == 0;
     const size_t short_floats = in_shorts ? ShortGemm::floats(kBlock, max_dim, max_lanes) : 0;
-    const size_t member_floats = Arena::round_up(short_floats) + Arena::round_up(max_lanes * geometry.dim_k) +
+    const size_t member_floats = short_floats + Arena::round_up(max_lanes * geometry.dim_k) +
                                  Arena::round_up(max_lanes * geometry.dim_v) + 2 * Arena::round_up(kBlock * max_lanes) +
                                  Arena::round_up(kBlock * max_dim) + Running::floats(max_lanes) +
                                  Arena::round_up(max_lanes);
@@ -478,7 +478,7 @@ void Attention::run_blocks(const LayerStore& store, const AttentionCall& call, T
         float* rows_memory = arena.take(kBlock * max_dim);
         std::optional<ShortGemm> short_gemm;
         if (in_shorts) {
-            short_gemm.emplace(arena.take(short_floats), kBlock, max_dim, max_lanes, true);
+            short_gemm.emplace(arena, kBlock, max_dim, max_lanes, true);
         }
         const Running running = take_running(arena, max_lanes);
         float* correction = arena.take(max_lanes);

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 
+#include "kvcodec/attend/tile.h"
 #include "kvcodec/target.h"
 
 #undef HWY_TARGET_INCLUDE
@@ -36,6 +37,12 @@ HWY_INLINE void units_of(hn::Vec<FloatTag> norm, hn::Vec<FloatTag>& unit, hn::Ve
     const FloatTag d;
     unit = norm * hn::Set(d, 1.0F / kUnitLevel);
     per_unit = hn::IfThenElseZero(norm > hn::Set(d, kLeastNorm), hn::Set(d, kUnitLevel) / norm);
+}
+
+// The same of one number. Returns the unit.
+HWY_INLINE float unit_of(float norm, float& per_unit) {
+    per_unit = norm > kLeastNorm ? kUnitLevel / norm : 0.0F;
+    return norm / kUnitLevel;
 }
 
 // Norms of a vector's lanes over the rows of x [n, lanes].
@@ -76,21 +83,20 @@ void round_lanes(const float* x, size_t n, size_t lanes, int32_t* to, float* uni
         for (size_t i = 0; i < n; ++i) {
             energy += x[i * lanes + lane] * x[i * lanes + lane];
         }
-        const float norm = std::sqrt(energy), per_unit = norm > kLeastNorm ? kUnitLevel / norm : 0.0F;
-        unit[lane] = norm / kUnitLevel;
+        float per_unit;
+        unit[lane] = unit_of(std::sqrt(energy), per_unit);
         for (size_t i = 0; i < n; i += 2) {
-            const auto low = static_cast<uint16_t>(std::lrint(x[i * lanes + lane] * per_unit));
-            const auto high = static_cast<uint16_t>(i + 1 < n ? std::lrint(x[(i + 1) * lanes + lane] * per_unit) : 0);
-            to[i / 2 * lanes + lane] = static_cast<int32_t>(low | static_cast<uint32_t>(high) << 16U);
+            const float high = i + 1 < n ? x[(i + 1) * lanes + lane] * per_unit : 0.0F;
+            to[i / 2 * lanes + lane] = short_products::make_pair(x[i * lanes + lane] * per_unit, high);
         }
     }
 }
 
 void round_keys(const float* a, size_t m, size_t k, int32_t* to, float* unit) {
     for (size_t row = 0; row < m; ++row) {
-        const float norm = std::sqrt(dot(a + row * k, a + row * k, k));
-        unit[row] = norm / kUnitLevel;
-        short_products::round_pairs(a + row * k, k, norm > kLeastNorm ? kUnitLevel / norm : 0.0F, to + row * pairs(k));
+        float per_unit;
+        unit[row] = unit_of(std::sqrt(dot(a + row * k, a + row * k, k)), per_unit);
+        short_products::round_pairs(a + row * k, k, per_unit, to + row * pairs(k));
     }
 }
 
@@ -203,18 +209,14 @@ HWY_EXPORT(round_weights);
 HWY_EXPORT(short_scores);
 HWY_EXPORT(short_values);
 
-constexpr size_t kAlign = 16;  // floats
-
-size_t padded(size_t n) {
-    return (n + kAlign - 1) / kAlign * kAlign;
+/// Elements of two dimensions as pairs along either.
+size_t most_pairs(size_t rows, size_t dim) {
+    return std::max(rows * ((dim + 1) / 2), (rows + 1) / 2 * dim);
 }
 
-size_t query_floats(size_t dim, size_t lanes) {
-    return padded((dim + 1) / 2 * lanes);
-}
-
-size_t row_floats(size_t rows, size_t dim) {
-    return padded((rows + 1) / 2 * 2 * ((dim + 1) / 2));
+int32_t* take_pairs(Arena& arena, size_t n) {
+    static_assert(sizeof(int32_t) == sizeof(float));
+    return reinterpret_cast<int32_t*>(arena.take(n));
 }
 
 }  // namespace
@@ -224,18 +226,18 @@ bool ShortGemm::pays() {
 }
 
 size_t ShortGemm::floats(size_t rows, size_t dim, size_t lanes) {
-    return query_floats(dim, lanes) + row_floats(rows, dim) + padded(std::max(rows, dim)) +
-           padded((rows + 1) / 2 * lanes) + 2 * padded(lanes);
+    return Arena::round_up((dim + 1) / 2 * lanes) + Arena::round_up(most_pairs(rows, dim)) +
+           Arena::round_up(std::max(rows, dim)) + Arena::round_up((rows + 1) / 2 * lanes) + 2 * Arena::round_up(lanes);
 }
 
-ShortGemm::ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes, bool vnni)
+ShortGemm::ShortGemm(Arena& arena, size_t rows, size_t dim, size_t lanes, bool vnni)
     : vnni_(vnni),
-      queries_(reinterpret_cast<int32_t*>(memory)),
-      query_unit_(memory + query_floats(dim, lanes)),
-      rows_(reinterpret_cast<int32_t*>(query_unit_ + padded(lanes))),
-      row_unit_(query_unit_ + padded(lanes) + row_floats(rows, dim)),
-      weights_(reinterpret_cast<int32_t*>(row_unit_ + padded(std::max(rows, dim)))),
-      weight_unit_(row_unit_ + padded(std::max(rows, dim)) + padded((rows + 1) / 2 * lanes)) {}
+      queries_(take_pairs(arena, (dim + 1) / 2 * lanes)),
+      query_unit_(arena.take(lanes)),
+      rows_(take_pairs(arena, most_pairs(rows, dim))),
+      row_unit_(arena.take(std::max(rows, dim))),
+      weights_(take_pairs(arena, (rows + 1) / 2 * lanes)),
+      weight_unit_(arena.take(lanes)) {}
 
 void ShortGemm::set_queries(const float* q, size_t k, size_t lanes) {
     HWY_DYNAMIC_DISPATCH(round_lanes)(q, k, lanes, queries_, query_unit_);

@@ -7,6 +7,8 @@
 
 namespace kvcodec {
 
+class Arena;
+
 /// Rounded queries, and scratch memory for rows and weights; for one thread.
 ///
 /// Whatever is summed over is rounded to 16 bits of its norm: queries and keys, a dimension of the values and a lane's
@@ -20,11 +22,10 @@ class ShortGemm {
 
     /// Whether it is faster than gemm.h on this machine: to be asked once, it takes microseconds.
     static bool pays();
-    /// Floats of memory that it needs for at most so many rows, elements of a row and lanes.
+    /// Floats that it takes of an arena for at most so many rows, elements of a row and lanes.
     static size_t floats(size_t rows, size_t dim, size_t lanes);
-    /// memory: that many floats from a multiple of 64 bytes on, for as long as this object lives. vnni: what pays()
-    /// said, or false.
-    ShortGemm(float* memory, size_t rows, size_t dim, size_t lanes, bool vnni);
+    /// vnni: what pays() said, or false.
+    ShortGemm(Arena& arena, size_t rows, size_t dim, size_t lanes, bool vnni);
 
     /// q [k, lanes]: what scores() multiplies from now on.
     void set_queries(const float* q, size_t k, size_t lanes);

@@ -9,6 +9,7 @@
 #include <random>
 #include <vector>
 
+#include "kvcodec/attend/tile.h"
 #include "kvcodec/target.h"
 #include "kvcodec/test_targets.h"
 
@@ -32,10 +33,11 @@ class Memory {
     ~Memory() { operator delete[](data_, std::align_val_t(64)); }
     Memory(const Memory&) = delete;
     Memory& operator=(const Memory&) = delete;
-    float* data() { return data_; }
+    Arena& arena() { return arena_; }
 
   private:
     float* data_;
+    Arena arena_{data_};
 };
 
 /// Lanes.
@@ -74,7 +76,7 @@ TEST_P(ShortGemmTest, ScoresAgreeWithDouble) {
             hwy::SetSupportedTargetsForTest(target);
             SCOPED_TRACE(target_name());
             Memory memory(ShortGemm::floats(m, k, lanes_));
-            ShortGemm gemm(memory.data(), m, k, lanes_, ShortGemm::pays());
+            ShortGemm gemm(memory.arena(), m, k, lanes_, ShortGemm::pays());
             std::vector<float> c(m * lanes_ + 1, -7.0F);
             gemm.set_queries(b.data(), k, lanes_);
             gemm.scores(a.data(), m, k, lanes_, c.data());
@@ -117,7 +119,7 @@ TEST_P(ShortGemmTest, ValuesAgreeWithDouble) {
             hwy::SetSupportedTargetsForTest(target);
             SCOPED_TRACE(target_name());
             Memory memory(ShortGemm::floats(m, k, lanes_));
-            ShortGemm gemm(memory.data(), m, k, lanes_, ShortGemm::pays());
+            ShortGemm gemm(memory.arena(), m, k, lanes_, ShortGemm::pays());
             std::vector<float> o = before;
             gemm.values(v.data(), m, k, p.data(), lanes_, o.data());
             ASSERT_EQ(o.back(), before.back()) << "wrote past the last row";
@@ -137,7 +139,7 @@ TEST_P(ShortGemmTest, ServesFewerRowsAndLanesThanItHasMemoryFor) {
     std::vector<float> p(kRows * lanes_, 0.25F);
     const auto run = [&](size_t rows, size_t dim, size_t lanes) {
         Memory memory(ShortGemm::floats(rows, dim, lanes));
-        ShortGemm gemm(memory.data(), rows, dim, lanes, ShortGemm::pays());
+        ShortGemm gemm(memory.arena(), rows, dim, lanes, ShortGemm::pays());
         std::vector<float> result(kRows * lanes_), o(kDimV * lanes_);
         gemm.set_queries(q.data(), kDimK, lanes_);
         for (int round = 0; round < 2; ++round) {
@@ -157,7 +159,7 @@ TEST_P(ShortGemmTest, DoesNotHideNan) {
         hwy::SetSupportedTargetsForTest(target);
         SCOPED_TRACE(target_name());
         Memory memory(ShortGemm::floats(4, 32, lanes_));
-        ShortGemm gemm(memory.data(), 4, 32, lanes_, ShortGemm::pays());
+        ShortGemm gemm(memory.arena(), 4, 32, lanes_, ShortGemm::pays());
         gemm.set_queries(q.data(), 32, lanes_);
         gemm.scores(x.data(), 4, 32, lanes_, c.data());
         gemm.values(x.data(), 4, 32, p.data(), lanes_, o.data());
@@ -177,7 +179,7 @@ TEST_P(ShortGemmTest, SumsStayInRange) {
         hwy::SetSupportedTargetsForTest(target);
         SCOPED_TRACE(target_name());
         Memory memory(ShortGemm::floats(kRows, kDim, lanes_));
-        ShortGemm gemm(memory.data(), kRows, kDim, lanes_, ShortGemm::pays());
+        ShortGemm gemm(memory.arena(), kRows, kDim, lanes_, ShortGemm::pays());
         std::vector<float> c(kRows * lanes_), o(kDim * lanes_);
         gemm.set_queries(ones.data(), kDim, lanes_);
         gemm.scores(ones.data(), kRows, kDim, lanes_, c.data());

@@ -255,11 +255,7 @@ MaskKind classify(const uint16_t* mask, size_t n) {
     if (count_not_hidden(mask, n) == 0) {
         return MaskKind::kHidden;
     }
-    uint16_t any = 0;
-    for (size_t i = 0; i < n; ++i) {
-        any |= mask[i];
-    }
-    return any == 0 ? MaskKind::kOpen : MaskKind::kMixed;
+    return are_zero(mask, n, 1, n) ? MaskKind::kOpen : MaskKind::kMixed;
 }
 
 }  // namespace HWY_NAMESPACE

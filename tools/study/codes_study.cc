@@ -319,16 +319,16 @@ void improve(LearnedDictionary& dictionary, const std::vector<Vectors>& heads, s
     for (const Vectors& x : heads) {
         const size_t n = x.size() / dim;
         std::vector<uint16_t> index(n * sparsity);
-        std::vector<float> coefficient(n * sparsity), factor(n * sparsity * sparsity);
+        std::vector<float> coefficient(n * sparsity), gram(n * sparsity * gram_stride(sparsity));
         std::vector<uint8_t> count(n);
         omp_encode(dictionary.atoms.data(), kAtoms, dim, x.data(), n, {sparsity}, index.data(), coefficient.data(),
-                   count.data(), nullptr, factor.data());
+                   count.data(), nullptr, gram.data());
         for (size_t row = 0; row < n; ++row) {
             std::copy_n(&index[row * sparsity], sparsity, offset.begin());
             std::copy_n(&coefficient[row * sparsity], sparsity, stored.begin());
             if (quantised) {
                 packing.pack(&index[row * sparsity], &coefficient[row * sparsity], count[row], code.data(),
-                             &factor[row * sparsity * sparsity]);
+                             {&gram[row * sparsity * gram_stride(sparsity)], gram_stride(sparsity)});
                 packing.unpack(code.data(), std::array<uint16_t, 1>{0}, 1, offset.data(), stored.data());
             }
             for (size_t i = 0; i < count[row]; ++i) {

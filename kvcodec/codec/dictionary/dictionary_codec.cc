@@ -425,7 +425,7 @@ std::string DictionaryCodec::describe() const {
 }
 
 void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) const {
-    const size_t sparsity = settings_.omp.sparsity;
+    const size_t sparsity = settings_.omp.sparsity, stride = gram_stride(sparsity);
     thread_local std::vector<float> wide;
     wide.resize(n_used() * dim_);
     HWY_DYNAMIC_DISPATCH(widen_atoms)(atoms(), n_used() * dim_, wide.data());
@@ -438,9 +438,11 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
         HWY_DYNAMIC_DISPATCH(energies)(x, n, dim_, energy.data());
     }
     const bool inside = settings_.format == CoefficientFormat::kSigned4 && settings_.layout == CodeLayout::kPacked;
-    std::vector<float> factor(inside ? n * sparsity * sparsity : 0);
-    omp_encode(wide.data(), n_used(), dim_, x, n, settings_.omp, index.data(), coefficient.data(), count.data(),
-               residual.data(), inside ? factor.data() : nullptr);
+    std::vector<float> gram(inside ? n * sparsity * stride : 0);
+    OmpOptions options = settings_.omp;
+    options.refine = options.relative_error > 0.0F;  // coefficients have a few bits
+    omp_encode(wide.data(), n_used(), dim_, x, n, options, index.data(), coefficient.data(), count.data(),
+               residual.data(), inside ? gram.data() : nullptr);
     for (size_t i = 0; i < n; ++i) {
         const float gain = gain_of(energy[i], residual[i], settings_.unbias);
         for (size_t k = 0; k < count[i]; ++k) {
@@ -456,21 +458,16 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
             if (count[i] == 0) {
                 continue;
             }
-            // Its rows of the factor are as far apart as it has nonzeros.
             packing = &packings_[count[i] - 1U];
-            float* rows = inside ? &factor[i * sparsity * sparsity] : nullptr;
-            for (size_t k = 1; inside && k < count[i]; ++k) {
-                std::copy_n(rows + k * sparsity, k + 1, rows + k * count[i]);
-            }
         }
         packing->pack(&index[i * sparsity], &coefficient[i * sparsity], count[i], code,
-                      inside ? &factor[i * sparsity * sparsity] : nullptr);
+                      inside ? SupportGram{&gram[i * sparsity * stride], stride} : SupportGram{});
     }
 }
 
 void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
-    constexpr size_t kFactorElements = size_t{1} << 19;  // bounds the memory
-    const size_t batch = std::max<size_t>(64, kFactorElements / (settings_.omp.sparsity * settings_.omp.sparsity));
+    constexpr size_t kGramElements = size_t{1} << 19;  // bounds the memory
+    const size_t batch = std::max<size_t>(64, kGramElements / (settings_.omp.sparsity * settings_.omp.sparsity));
     for (size_t first = 0; first < n; first += batch) {
         encode_batch(x + first * dim_, std::min(batch, n - first), codes + first * code_bytes());
     }

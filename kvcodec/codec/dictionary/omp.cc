@@ -1,10 +1,12 @@
 // Orthogonal matching pursuit, vectorised over atoms: the atoms are packed once a call into blocks [dim, block], so any
 // number of vectors, even one, uses full SIMD width.
 //
-// Both variants below find, atom by atom, an orthonormal basis q_1..q_s of the support (D_S = Q L^T, L the Cholesky
-// factor of the support's Gram matrix), so that a new atom never changes earlier projections a_k = q_k . x:
-//   direct  keeps the residual and multiplies it with all atoms for each choice: N dim MACs an atom.
-//   Gram    takes G_S c from D x for each choice, G = D D^T built once a call, c = L^-T a: N k MACs for the k-th atom.
+// Two variants:
+//   direct  finds, atom by atom, an orthonormal basis q_1..q_s of the support (D_S = Q L^T), so that a new atom never
+//           changes earlier projections a_k = q_k . x, keeps the residual and multiplies it with all atoms for each
+//           choice: N dim MACs an atom.
+//   Gram    takes G_S c from D x for each choice, G = D D^T built once a call: N k MACs for the k-th atom. The inverse
+//           of the support's own part of G grows with it by bordering, and gives c.
 //
 // What only chooses is in 16 bits: atoms, the vectors that they are multiplied with, G and c. A choice may miss the
 // best one by some 2e-5 of the residual's norm (direct) or of the vector's (Gram), with 65536 atoms and short vectors
@@ -48,7 +50,7 @@ struct OmpJob {
     float* coefficient;
     uint8_t* count;
     float* residual_energy;
-    float* factor;
+    float* support_gram;
 };
 
 // Correlations of a unit vector below this are rounding noise: they could lower the residual by 1e-12 at most.
@@ -63,6 +65,11 @@ constexpr float kGramPivot = 1e-3F;
 constexpr float kGramRemaining = 1e-4F;
 /// Beyond this correlation of a support's atom with what the fit leaves, one step of refinement is not enough.
 constexpr float kGramGradient = 1e-3F;
+/// Above these, a fit with the atoms in 16 bits is one to 1e-3 of the vector, and what it leaves is known to 1 %.
+constexpr float kGramFitPivot = 0.03F;
+constexpr float kGramFitRemaining = 0.01F;
+/// A step that gains more than this part of what was left leaves too few digits of it.
+constexpr float kGramGain = 1e-3F;
 /// The Gram variant has this many bits for coefficients above 1, times the longest atom.
 constexpr int kHeadroomBits = 2;
 
@@ -286,7 +293,10 @@ HWY_NOINLINE void choose(const int32_t* const* rows, const float* norm, size_t n
 class Pursuit {
   public:
     explicit Pursuit(const OmpJob& job)
-        : job_(job), unit_(job.dim), rounded_(pairs(job.dim)), factor_(job.options.sparsity * job.options.sparsity) {}
+        : job_(job),
+          unit_(job.dim),
+          rounded_(pairs(job.dim)),
+          gram_(job.options.sparsity * gram_stride(job.options.sparsity)) {}
 
     // Takes row `row` of x, scaled to unit norm so that no threshold depends on its size. False: code it as zero.
     bool start(size_t row) {
@@ -319,12 +329,8 @@ class Pursuit {
                std::find(support_, support_ + count_, choice.atom) == support_ + count_;
     }
 
-    // Adds an atom at distance `pivot` from the span of the support; row count() of the factor is already filled.
-    void add(size_t atom, float pivot) {
-        factor(count_)[count_] = pivot;
-        support_[count_] = static_cast<uint16_t>(atom);
-        ++count_;
-    }
+    // Takes an atom into the support; row count() of its Gram matrix is already filled, where one is wanted.
+    void add(size_t atom) { support_[count_++] = static_cast<uint16_t>(atom); }
 
     // Writes the code of this row, whose coefficients() are those of the unit vector; an unstarted one is zero.
     // remaining: ||residual||^2 / ||x||^2.
@@ -338,8 +344,12 @@ class Pursuit {
         }
         std::fill(coefficient + count_, coefficient + s, 0.0F);
         job_.count[row_] = static_cast<uint8_t>(count_);
-        for (size_t k = 0; k < count_ && job_.factor != nullptr; ++k) {
-            std::copy_n(factor(k), k + 1, job_.factor + (row_ * s + k) * s);
+        const size_t stride = gram_stride(s);
+        for (size_t i = 0; i < count_ && wants_gram(); ++i) {
+            float* to = job_.support_gram + row_ * s * stride;
+            for (size_t j = 0; j <= i; ++j) {
+                to[i * stride + j] = to[j * stride + i] = gram(i)[j];
+            }
         }
         if (job_.residual_energy != nullptr) {
             const double energy = norm_ * norm_;
@@ -374,21 +384,22 @@ class Pursuit {
     float correlation(size_t k) const { return dot(atom(k), unit_.data(), job_.dim); }
     /// What the code will have, to be filled.
     float* coefficients() { return job_.coefficient + row_ * job_.options.sparsity; }
-    float* factor(size_t k) { return factor_.data() + k * job_.options.sparsity; }
+    const float* atom(size_t k) const { return job_.atoms + support_[k] * job_.dim; }
+    bool wants_gram() const { return job_.support_gram != nullptr; }
+    /// The k-th row of the support's Gram matrix, up to its diagonal.
+    float* gram(size_t k) { return gram_.data() + k * gram_stride(job_.options.sparsity); }
     /// ||residual||^2 / ||x||^2
     float remaining() const { return remaining_; }
     void set_remaining(float remaining) { remaining_ = remaining; }
 
   private:
-    const float* atom(size_t k) const { return job_.atoms + support_[k] * job_.dim; }
-
     const OmpJob& job_;
     size_t row_ = 0, count_ = 0;
     double norm_ = 0.0;
     float remaining_ = 1.0F;
     std::vector<float> unit_;       // [dim]
     std::vector<int32_t> rounded_;  // [pairs(dim)]
-    std::vector<float> factor_;     // L [sparsity, sparsity], lower triangle
+    std::vector<float> gram_;       // [sparsity, gram_stride(sparsity)]
     uint16_t support_[kMaxSparsity] = {};
 };
 
@@ -396,13 +407,18 @@ class Pursuit {
 
 struct DirectPursuit {
     explicit DirectPursuit(const OmpJob& job)
-        : pursuit(job), residual(job.dim), rounded(pairs(job.dim)), basis(job.options.sparsity * job.dim) {}
+        : pursuit(job),
+          residual(job.dim),
+          rounded(pairs(job.dim)),
+          basis(job.options.sparsity * job.dim),
+          factor(job.options.sparsity * job.options.sparsity) {}
 
     Pursuit pursuit;
     std::vector<float> residual;   // [dim]
     std::vector<int32_t> rounded;  // [pairs(dim)], of the residual's direction
     float norm = 0.0F;             // the residual's
     std::vector<float> basis;      // q [sparsity, dim]
+    std::vector<float> factor;     // L [sparsity, sparsity], lower triangle
     float projection[kMaxSparsity] = {};
 };
 
@@ -416,7 +432,7 @@ bool extend(const OmpJob& job, const Choice& choice, DirectPursuit& state) {
     const float* atom = job.atoms + choice.atom * dim;
     const float* basis = state.basis.data();
     float* q = state.basis.data() + k * dim;
-    float* factor = pursuit.factor(k);
+    float* factor = state.factor.data() + k * job.options.sparsity;
     for (size_t i = 0; i < k; ++i) {
         factor[i] = dot(basis + i * dim, atom, dim);
     }
@@ -438,7 +454,11 @@ bool extend(const OmpJob& job, const Choice& choice, DirectPursuit& state) {
         return false;
     }
     add_multiple(-state.projection[k], q, dim, residual);
-    pursuit.add(choice.atom, pivot);
+    factor[k] = pivot;
+    pursuit.add(choice.atom);
+    for (size_t i = 0; i <= k && pursuit.wants_gram(); ++i) {
+        pursuit.gram(k)[i] = dot(pursuit.atom(i), atom, dim);
+    }
     pursuit.set_remaining(dot(residual, residual, dim));
     state.norm = std::sqrt(pursuit.remaining());
     if (!pursuit.wants_more() || state.norm <= kNegligibleCorrelation) {
@@ -451,12 +471,14 @@ bool extend(const OmpJob& job, const Choice& choice, DirectPursuit& state) {
 void finish(const OmpJob& job, DirectPursuit& state) {
     Pursuit& pursuit = state.pursuit;
     float* coefficient = pursuit.coefficients();
+    const float* factor = state.factor.data();
+    const size_t s = job.options.sparsity;
     for (size_t k = pursuit.count(); k-- > 0;) {
         coefficient[k] = state.projection[k];
         for (size_t j = k + 1; j < pursuit.count(); ++j) {
-            coefficient[k] -= pursuit.factor(j)[k] * coefficient[j];
+            coefficient[k] -= factor[j * s + k] * coefficient[j];
         }
-        coefficient[k] /= pursuit.factor(k)[k];
+        coefficient[k] /= factor[k * s + k];
     }
     pursuit.finish(job.residual_energy != nullptr ? pursuit.subtract(coefficient) : 0.0F);
 }
@@ -527,7 +549,9 @@ HWY_INLINE void transpose_tile(const int16_t* from, size_t stride, int16_t* to) 
     }
 }
 
-// The Gram matrix of the rounded atoms, in 16 bits too: a row is read once a choice, from the farthest cache.
+// The Gram matrix of the rounded atoms, in 16 bits too: a row is read once a choice, from the farthest cache. Rows and
+// columns are in an order in which InterleaveLower() and InterleaveUpper() of the vectors of two rows give pairs of
+// their elements in the order of the atoms.
 class Gram {
   public:
     Gram(const OmpJob& job, const PackedAtoms& packed)
@@ -535,7 +559,7 @@ class Gram {
           n_padded_(packed.n_padded),
           unit_(static_cast<float>(1U << kShift) * static_cast<float>(1U << kHeadroomBits) /
                 (packed.scale * packed.scale)),
-          levels_(allocate<int16_t>(job.n_atoms * packed.n_padded)),
+          levels_(allocate<int16_t>(packed.n_padded * packed.n_padded)),
           diagonal_(job.n_atoms) {
         std::vector<int32_t> rounded(kRows * packed.n_pairs);
         const Ints products = allocate<int32_t>(kRows * n_padded_);
@@ -552,18 +576,22 @@ class Gram {
             multiply(rows, n_rows, packed, products.get(), first_column);
             for (size_t r = 0; r < n_rows; ++r) {
                 const int32_t* from = products.get() + r * n_padded_;
-                int16_t* to = levels_.get() + (first + r) * n_padded_;
-                for (size_t i = first_column; i < n_padded_; i += kLanes) {
-                    const IntVec level = hn::ShiftRight<kShift>(hn::Add(hn::Load(kIntTag, from + i), half));
-                    hn::StoreU(hn::DemoteTo(kHalfShortTag, level), kHalfShortTag, to + i);
+                int16_t* to = levels_.get() + place(first + r) * n_padded_;
+                for (size_t i = first_column; i < n_padded_; i += kBlock) {
+                    const IntVec level0 = hn::ShiftRight<kShift>(hn::Add(hn::Load(kIntTag, from + i), half));
+                    const IntVec level1 = hn::ShiftRight<kShift>(hn::Add(hn::Load(kIntTag, from + i + kLanes), half));
+                    hn::Store(hn::ReorderDemote2To(kShortTag, level0, level1), kShortTag, to + i);
                 }
-                diagonal_[first + r] = to[first + r];
+                diagonal_[first + r] = to[place(first + r)];
             }
+        }
+        for (size_t padding = n_atoms_; padding < n_padded_; ++padding) {
+            std::fill_n(levels_.get() + place(padding) * n_padded_, n_padded_, int16_t{0});
         }
         mirror();
     }
 
-    const int16_t* row(size_t atom) const { return levels_.get() + atom * n_padded_; }
+    const int16_t* row(size_t atom) const { return levels_.get() + place(atom) * n_padded_; }
     // Asks for the row's first KiB; what follows comes in order, as the processor expects.
     HWY_INLINE void prefetch(size_t atom) const {
         constexpr size_t kLine = 64 / sizeof(int16_t), kAhead = 16 * kLine;
@@ -578,51 +606,50 @@ class Gram {
   private:
     static constexpr int kShift = 15 - kHeadroomBits;  // of a product
 
+    // Blocks of 16 bytes hold four atoms of one vector of 32-bit numbers, then four of the next one.
+    static HWY_INLINE size_t place(size_t atom) {
+        return atom / kBlock * kBlock + atom % kLanes / 4 * 8 + atom / kLanes % 2 * 4 + atom % 4;
+    }
+
     // What is below the diagonal, of what is above it. Tiles on the diagonal were multiplied as a whole.
     void mirror() {
         static_assert(kBlock % kTile == 0);
         int16_t* levels = levels_.get();
-        const size_t n_tiled = n_atoms_ / kTile * kTile;
         // Whole lines of the caches one after another.
         constexpr size_t kColumns = 64 / sizeof(int16_t);
-        for (size_t first = 0; first < n_tiled; first += kColumns) {
-            for (size_t row = first + kTile; row < n_tiled; row += kTile) {
+        for (size_t first = 0; first < n_padded_; first += kColumns) {
+            for (size_t row = first + kTile; row < n_padded_; row += kTile) {
                 for (size_t column = first; column < std::min(first + kColumns, row); column += kTile) {
                     transpose_tile(levels + column * n_padded_ + row, n_padded_, levels + row * n_padded_ + column);
                 }
-            }
-        }
-        for (size_t row = n_tiled; row < n_atoms_; ++row) {
-            for (size_t column = 0; column < row; ++column) {
-                levels[row * n_padded_ + column] = levels[column * n_padded_ + row];
             }
         }
     }
 
     size_t n_atoms_, n_padded_;
     float unit_;
-    hwy::AlignedFreeUniquePtr<int16_t[]> levels_;  // [n_atoms, n_padded]
+    hwy::AlignedFreeUniquePtr<int16_t[]> levels_;  // [n_padded, n_padded]
     std::vector<int16_t> diagonal_;                // apart, so that nobody waits for a far row
 };
 
-// Brings one pursuit after the other to its end.
+// Brings one pursuit after the other to its end. What depends on the support's size is done in whole groups of its
+// atoms, those to come being zero: a processor mispredicts the ends of loops whose lengths change, and everything here
+// waits for what was before.
 class GramPursuit {
   public:
     GramPursuit(const OmpJob& job, const PackedAtoms& packed, const Gram& gram)
         : sparsity_(job.options.sparsity),
-          stride_((sparsity_ + kLanes - 1) / kLanes * kLanes),
+          stride_(gram_stride(sparsity_)),
           n_padded_(packed.n_padded),
           numbering_(packed.n_padded),
           short_products_(packed.short_products),
+          refines_(job.options.refine),
           gram_(gram),
           correlation_unit_(static_cast<float>(1U << kHeadroomBits) / (kUnitLevel * packed.scale)),
           levels_per_coefficient_(gram_.unit() / correlation_unit_),
-          rows_(allocate<int32_t>(pairs(sparsity_) * n_padded_)),
-          levels_(allocate<int32_t>(pairs(stride_))),
-          inverse_rows_(allocate<float>(sparsity_ * stride_)),
-          inverse_columns_(allocate<float>(sparsity_ * stride_)),
-          coefficient_(allocate<float>(stride_)) {
-        std::fill_n(inverse_columns_.get(), sparsity_ * stride_, 0.0F);
+          rows_(allocate<int32_t>(pairs(stride_) * n_padded_)),
+          inverse_(allocate<float>(stride_ * stride_)) {
+        std::fill_n(rows_.get(), pairs(stride_) * n_padded_, 0);
     }
 
     // Brings a started pursuit to its end and writes its code. correlations: D x, as multiply() gives it. False: 16
@@ -630,10 +657,13 @@ class GramPursuit {
     bool run(const int32_t* correlations, Pursuit& pursuit) {
         pursuit_ = &pursuit;
         correlations_ = correlations;
-        std::fill_n(coefficient_.get(), stride_, 0.0F);
-        smallest_pivot_ = 1.0F;
-        Correlation best = look_up(numbering_.atom(largest_correlations()));
-        while (extend(best)) {
+        std::fill_n(inverse_.get(), stride_ * stride_, 0.0F);
+        std::fill_n(coefficient_, stride_, 0.0F);
+        std::fill_n(levels_, pairs(stride_), 0);
+        std::fill_n(support_, stride_, -1);
+        smallest_pivot_energy_ = 1.0F;
+        IntVec largest = largest_correlations();
+        while (extend(numbering_.atom(largest))) {
             if (is_at_threshold()) {
                 return false;
             }
@@ -643,71 +673,82 @@ class GramPursuit {
             if (!round_coefficients()) {
                 return false;
             }
-            best = look_up(numbering_.atom(add_row(best.atom)));
+            largest = add_row(pursuit.support(pursuit.count() - 1));
         }
         return false;
     }
 
   private:
-    struct Correlation {
-        float value;
-        size_t atom;
-    };
+    static constexpr size_t kGroup = 8;
+    using GroupTag = hn::CappedTag<float, kGroup>;
+    using GroupVec = hn::Vec<GroupTag>;
+    using GroupIntTag = hn::RebindToSigned<GroupTag>;
+    static constexpr GroupTag kGroupTag{};
+    static constexpr GroupIntTag kGroupIntTag{};
+    static constexpr size_t kGroupLanes = hn::MaxLanes(kGroupTag);
 
-    // sum[stride] = sum_{i < n} factor[i] of[i, stride]
-    HWY_INLINE void combine(const float* of, const float* factor, size_t n, float* sum) const {
-        for (size_t v = 0; v < stride_; v += kLanes) {
-            Vec even = hn::Zero(kTag), odd = hn::Zero(kTag);
-            size_t i = 0;
-            for (; i + 2 <= n; i += 2) {
-                even = hn::MulAdd(hn::Set(kTag, factor[i]), hn::Load(kTag, of + i * stride_ + v), even);
-                odd = hn::MulAdd(hn::Set(kTag, factor[i + 1]), hn::Load(kTag, of + (i + 1) * stride_ + v), odd);
+    static constexpr size_t in_groups(size_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
+
+    // Elements [v, v + kGroupLanes) of A^-1 x, A the support's Gram matrix, x of whole groups.
+    HWY_INLINE GroupVec solved(const float* x, size_t n, size_t v) const {
+        const float* row = inverse_.get() + v;
+        GroupVec sum[4] = {hn::Zero(kGroupTag), hn::Zero(kGroupTag), hn::Zero(kGroupTag), hn::Zero(kGroupTag)};
+        for (size_t i = 0; i < n; i += kGroup) {
+            for (size_t j = 0; j < kGroup; ++j, row += stride_) {
+                sum[j % 4] = hn::MulAdd(hn::Set(kGroupTag, x[i + j]), hn::Load(kGroupTag, row), sum[j % 4]);
             }
-            if (i < n) {
-                even = hn::MulAdd(hn::Set(kTag, factor[i]), hn::Load(kTag, of + i * stride_ + v), even);
-            }
-            hn::Store(hn::Add(even, odd), kTag, sum + v);
         }
+        return hn::Add(hn::Add(sum[0], sum[1]), hn::Add(sum[2], sum[3]));
     }
 
-    // Takes the best atom into the support: a new row of L and of its inverse. False: it is too close to the support's
-    // span, or all atoms are.
-    bool extend(const Correlation& best) {
+    // Takes an atom into the support and fits the coefficients anew. False: it correlates too little, or is in the
+    // support's span or too close to it.
+    bool extend(size_t atom) {
         Pursuit& pursuit = *pursuit_;
-        if (std::abs(best.value) < kGramCorrelation || !pursuit.accepts({std::abs(best.value), best.atom})) {
-            return false;
-        }
-        const size_t k = pursuit.count();
+        const size_t k = pursuit.count(), n = in_groups(k + 1);
         if (k + 1 < sparsity_) {
-            gram_.prefetch(best.atom);
+            gram_.prefetch(atom);
         }
-        HWY_ALIGN float row[kMaxSparsity + kLanes];
-        combine(inverse_columns_.get(), products_, k, row);
-        std::copy_n(row, k, pursuit.factor(k));
-        float pivot_energy = gram_.unit() * static_cast<float>(gram_.diagonal(best.atom));
-        for (size_t i = 0; i < k; ++i) {
-            pivot_energy -= row[i] * row[i];
-            row[i] = -row[i];
+        const float correlation = look_up(atom, n);
+        // w = A^-1 products: the atom's projection to the span, by the support's atoms. At its own place stands -1.
+        GroupVec within = hn::Zero(kGroupTag);
+        hn::Vec<GroupIntTag> seen = hn::Zero(kGroupIntTag);
+        for (size_t v = 0; v < n; v += kGroupLanes) {
+            const GroupVec w = solved(products_, n, v);
+            within = hn::MulAdd(w, hn::Load(kGroupTag, products_ + v), within);
+            const auto is_own =
+                hn::Eq(hn::Iota(kGroupTag, static_cast<float>(v)), hn::Set(kGroupTag, static_cast<float>(k)));
+            const auto is_seen =
+                hn::Eq(hn::Set(kGroupIntTag, static_cast<int32_t>(atom)), hn::Load(kGroupIntTag, support_ + v));
+            seen = hn::Or(seen, hn::VecFromMask(kGroupIntTag, is_seen));
+            hn::Store(hn::IfThenElse(is_own, hn::Set(kGroupTag, -1.0F), w), kGroupTag, projection_ + v);
         }
-        if (pivot_energy < kGramPivot) {
+        const float energy = gram_.unit() * static_cast<float>(gram_.diagonal(atom));
+        const float pivot_energy = energy - hn::GetLane(hn::SumOfLanes(kGroupTag, within));
+        if (std::abs(correlation) < kGramCorrelation || pivot_energy < kGramPivot ||
+            !hn::AllTrue(kGroupIntTag, hn::Eq(seen, hn::Zero(kGroupIntTag)))) {
             return false;
         }
-        const float pivot = std::sqrt(pivot_energy), projection = best.value / pivot;
-        float* inverse = inverse_rows_.get() + k * stride_;
-        combine(inverse_rows_.get(), row, k, inverse);
-        inverse[k] = 1.0F;
-        for (size_t v = 0; v < stride_; v += kLanes) {
-            const Vec scaled = hn::Mul(hn::Set(kTag, 1.0F / pivot), hn::Load(kTag, inverse + v));
-            hn::Store(scaled, kTag, inverse + v);
-            float* coefficient = coefficient_.get() + v;
-            hn::Store(hn::MulAdd(hn::Set(kTag, projection), scaled, hn::Load(kTag, coefficient)), kTag, coefficient);
+        const GroupVec step = hn::Set(kGroupTag, correlation / pivot_energy);
+        const GroupVec inverse_pivot = hn::Set(kGroupTag, 1.0F / pivot_energy);
+        for (size_t v = 0; v < n; v += kGroupLanes) {
+            const GroupVec w = hn::Load(kGroupTag, projection_ + v);
+            hn::Store(hn::NegMulAdd(step, w, hn::Load(kGroupTag, coefficient_ + v)), kGroupTag, coefficient_ + v);
+            const GroupVec scaled = hn::Mul(inverse_pivot, w);
+            float* row = inverse_.get() + v;
+            for (size_t i = 0; i < n; ++i, row += stride_) {  // A^-1 += w w^T / pivot^2
+                hn::Store(hn::MulAdd(hn::Set(kGroupTag, projection_[i]), scaled, hn::Load(kGroupTag, row)), kGroupTag,
+                          row);
+            }
         }
-        for (size_t i = 0; i <= k; ++i) {
-            inverse_columns_[i * stride_ + k] = inverse[i];
+        if (pursuit.wants_gram()) {
+            std::copy_n(products_, n, pursuit.gram(k));
+            pursuit.gram(k)[k] = energy;
         }
-        smallest_pivot_ = std::min(smallest_pivot_, pivot);
-        pursuit.add(best.atom, pivot);
-        pursuit.set_remaining(pursuit.remaining() - projection * projection);
+        smallest_pivot_energy_ = std::min(smallest_pivot_energy_, pivot_energy);
+        support_[k] = static_cast<int32_t>(atom);
+        pursuit.add(atom);
+        pursuit.set_remaining(pursuit.remaining() - correlation * correlation / pivot_energy);
         return true;
     }
 
@@ -715,17 +756,21 @@ class GramPursuit {
     bool is_at_threshold() const {
         const float delta = pursuit_->relative_error();
         return delta > 0.0F && pursuit_->count() < sparsity_ &&
-               std::abs(pursuit_->remaining() - delta * delta) < kGramRemaining / smallest_pivot_;
+               std::abs(pursuit_->remaining() - delta * delta) < kGramRemaining / std::sqrt(smallest_pivot_energy_);
     }
 
     // levels_ = -coefficient_ in 16 bits. False: one is out of range.
     bool round_coefficients() {
-        Vec largest = hn::Zero(kTag);
-        for (size_t v = 0; v < stride_; v += kLanes) {
-            largest = hn::Max(largest, hn::Abs(hn::Load(kTag, coefficient_.get() + v)));
+        const hn::Rebind<int16_t, GroupTag> shorts;
+        const hn::Repartition<int32_t, decltype(shorts)> pair_tag;
+        const GroupVec levels_per_coefficient = hn::Set(kGroupTag, -levels_per_coefficient_);
+        GroupVec largest = hn::Zero(kGroupTag);
+        for (size_t v = 0; v < in_groups(pursuit_->count()); v += kGroupLanes) {
+            const GroupVec level = hn::Mul(levels_per_coefficient, hn::Load(kGroupTag, coefficient_ + v));
+            largest = hn::Max(largest, hn::Abs(level));
+            hn::Store(hn::BitCast(pair_tag, hn::DemoteTo(shorts, hn::NearestInt(level))), pair_tag, levels_ + v / 2);
         }
-        round_pairs(coefficient_.get(), stride_, -levels_per_coefficient_, levels_.get());
-        return levels_per_coefficient_ * hn::GetLane(hn::MaxOfLanes(kTag, largest)) <= kUnitLevel;
+        return hn::AllTrue(kGroupTag, hn::Le(largest, hn::Set(kGroupTag, kUnitLevel)));
     }
 
     // Adds the new atom's row of G to the others. Returns the largest correlation of the residual in each lane,
@@ -743,10 +788,11 @@ class GramPursuit {
     template <bool kVnni, bool kSecond>
     HWY_NOINLINE IntVec add_row(size_t atom, size_t n_pairs) {
         const size_t n_padded = n_padded_;
-        const int32_t* levels = levels_.get();
+        const int32_t* levels = levels_;
         const int32_t* rows = rows_.get();
         const int32_t* correlations = correlations_;
-        const int16_t* gram_row = gram_.row(atom);
+        const int16_t* row_of_gram = gram_.row(atom);
+        const int16_t* before = gram_.row(kSecond ? pursuit_->support(pursuit_->count() - 2) : atom);
         int32_t* pair = rows_.get() + n_pairs * n_padded;
         const Numbering numbering = numbering_;
         IntVec largest = hn::Zero(kIntTag);
@@ -763,10 +809,12 @@ class GramPursuit {
                 add_products<kVnni>(factor, load_pairs(row + 3 * kLanes), sum3, rest3);
             }
             const auto factor = hn::BitCast(kShortTag, hn::Set(kIntTag, levels[n_pairs]));
-            add_products<kVnni>(factor, merge<kSecond>(gram_row, pair), sum0, rest0);
-            add_products<kVnni>(factor, merge<kSecond>(gram_row + kLanes, pair + kLanes), sum1, rest1);
-            add_products<kVnni>(factor, merge<kSecond>(gram_row + 2 * kLanes, pair + 2 * kLanes), sum2, rest2);
-            add_products<kVnni>(factor, merge<kSecond>(gram_row + 3 * kLanes, pair + 3 * kLanes), sum3, rest3);
+            store_pairs<kSecond>(before + first, row_of_gram + first, pair);
+            add_products<kVnni>(factor, load_pairs(pair), sum0, rest0);
+            add_products<kVnni>(factor, load_pairs(pair + kLanes), sum1, rest1);
+            store_pairs<kSecond>(before + first + kBlock, row_of_gram + first + kBlock, pair + kBlock);
+            add_products<kVnni>(factor, load_pairs(pair + 2 * kLanes), sum2, rest2);
+            add_products<kVnni>(factor, load_pairs(pair + 3 * kLanes), sum3, rest3);
             const IntVec p0 = total(correlations, sum0, rest0), p1 = total(correlations + kLanes, sum1, rest1);
             const IntVec p2 = total(correlations + 2 * kLanes, sum2, rest2);
             const IntVec p3 = total(correlations + 3 * kLanes, sum3, rest3);
@@ -776,7 +824,6 @@ class GramPursuit {
                                         numbering.numbered(p3, numbering.of(first + 3 * kLanes)));
             largest = hn::Max(largest, hn::Max(of01, of23));
             correlations += kChunk;
-            gram_row += kChunk;
             pair += kChunk;
         }
         return largest;
@@ -786,18 +833,17 @@ class GramPursuit {
         return hn::BitCast(kShortTag, hn::Load(kIntTag, from));
     }
 
-    // A row of G beside the one that `pair` holds (second) or alone.
-    template <bool kSecond>
-    static HWY_INLINE hn::Vec<decltype(kShortTag)> merge(const int16_t* gram_row, int32_t* pair) {
-        const hn::RebindToUnsigned<IntTag> unsigned_tag;
-        const hn::Rebind<uint16_t, Tag> unsigned_short_tag;
-        const auto levels = hn::BitCast(unsigned_short_tag, hn::LoadU(kHalfShortTag, gram_row));
-        IntVec merged = hn::BitCast(kIntTag, hn::PromoteTo(unsigned_tag, levels));
-        if constexpr (kSecond) {
-            merged = hn::Or(hn::ShiftLeft<16>(merged), hn::Load(kIntTag, pair));
+    // pair[kBlock]: elements of a row of G, each behind that of the row before it, if there is one.
+    template <bool kHasBefore>
+    static HWY_INLINE void store_pairs(const int16_t* before, const int16_t* row, int32_t* pair) {
+        const auto own = hn::Load(kShortTag, row), zero = hn::Zero(kShortTag);
+        auto first = own, second = zero;
+        if constexpr (kHasBefore) {
+            first = hn::Load(kShortTag, before);
+            second = own;
         }
-        hn::Store(merged, kIntTag, pair);
-        return hn::BitCast(kShortTag, merged);
+        hn::Store(hn::BitCast(kIntTag, hn::InterleaveLower(kShortTag, first, second)), kIntTag, pair);
+        hn::Store(hn::BitCast(kIntTag, hn::InterleaveUpper(kShortTag, first, second)), kIntTag, pair + kLanes);
     }
 
     static HWY_INLINE IntVec total(const int32_t* correlations, IntVec sum, IntVec rest) {
@@ -814,44 +860,74 @@ class GramPursuit {
         return largest;
     }
 
-    // The atom's correlation as add_row() found it, and in products_ its products with the support's atoms: both from
-    // the support's rows, which are nearer than its own.
-    Correlation look_up(size_t atom) {
-        int64_t value = correlations_[atom];
-        const size_t n_pairs = pairs(pursuit_->count());
-        for (size_t i = 0; i < n_pairs; ++i) {
-            const int32_t row = rows_[i * n_padded_ + atom], level = levels_[i];
-            const int32_t low = static_cast<int16_t>(row), high = row >> 16;
-            value += int64_t{low} * static_cast<int16_t>(level) + int64_t{high} * (level >> 16);
-            products_[2 * i] = gram_.unit() * static_cast<float>(low);
-            products_[2 * i + 1] = gram_.unit() * static_cast<float>(high);
+    // to[kGroup] = unit * levels
+    template <class Shorts>
+    static HWY_INLINE void store_products(Shorts levels, GroupVec unit, float* to) {
+        const auto store = [unit](auto part, float* at) HWY_ATTR {
+            hn::Store(hn::Mul(unit, hn::ConvertTo(kGroupTag, hn::PromoteTo(kGroupIntTag, part))), kGroupTag, at);
+        };
+        if constexpr (kGroupLanes == kGroup) {
+            store(levels, to);
+        } else {
+            const hn::Rebind<int16_t, GroupTag> half_tag;
+            store(hn::LowerHalf(half_tag, levels), to);
+            store(hn::UpperHalf(half_tag, levels), to + kGroupLanes);
         }
-        return {correlation_unit_ * static_cast<float>(value), atom};
     }
 
-    // Coefficients of the atoms as they are, by a step of iterative refinement: L is of rounded ones. False: one step
-    // is not enough, nothing is written.
+    // The atom's correlation as add_row() found it, and in products_ its products with the support's first n atoms:
+    // both from the support's rows, which are nearer than its own.
+    HWY_INLINE float look_up(size_t atom, size_t n) {
+        const hn::FixedTag<int32_t, kGroup / 2> pair_tag;
+        const hn::Repartition<int64_t, decltype(pair_tag)> double_pair_tag;
+        const hn::Repartition<int16_t, decltype(pair_tag)> short_tag;
+        const GroupVec unit = hn::Set(kGroupTag, gram_.unit());
+        const int32_t* row = rows_.get() + atom;
+        auto sum = hn::Zero(pair_tag), rest = hn::Zero(pair_tag);
+        for (size_t v = 0; v < n; v += kGroup, row += kGroup / 2 * n_padded_) {
+            const auto two = [pair_tag, double_pair_tag](int32_t first, int32_t second) HWY_ATTR {
+                return hn::BitCast(double_pair_tag,
+                                   hn::InterleaveLower(pair_tag, hn::Set(pair_tag, first), hn::Set(pair_tag, second)));
+            };
+            const auto levels =
+                hn::BitCast(short_tag, hn::InterleaveLower(double_pair_tag, two(row[0], row[n_padded_]),
+                                                           two(row[2 * n_padded_], row[3 * n_padded_])));
+            const auto factors = hn::BitCast(short_tag, hn::Load(pair_tag, levels_ + v / 2));
+            sum = hn::ReorderWidenMulAccumulate(pair_tag, levels, factors, sum, rest);
+            store_products(levels, unit, products_ + v);
+        }
+        sum = hn::SumOfLanes(pair_tag, hn::RearrangeToOddPlusEven(sum, rest));
+        return correlation_unit_ * static_cast<float>(correlations_[atom] + hn::GetLane(sum));
+    }
+
+    // Coefficients of the atoms as they are, by a step of iterative refinement: the inverse is of rounded ones. Without
+    // it where that is close enough. False: one step is not enough, nothing is written.
     bool finish() const {
         Pursuit& pursuit = *pursuit_;
-        const size_t count = pursuit.count();
+        const size_t count = pursuit.count(), n = in_groups(count);
         float* coefficient = pursuit.coefficients();
-        std::copy_n(coefficient_.get(), count, coefficient);
-        pursuit.subtract(coefficient);
-        float gradient[kMaxSparsity];
+        std::copy_n(coefficient_, count, coefficient);
+        if (!refines_ && smallest_pivot_energy_ > kGramFitPivot && pursuit.remaining() > kGramFitRemaining) {
+            pursuit.finish(pursuit.remaining());
+            return true;
+        }
+        float remaining = pursuit.subtract(coefficient);
+        float gradient[kMaxSparsity] = {};
         for (size_t k = 0; k < count; ++k) {
             gradient[k] = pursuit.correlation(k);
             if (!(std::abs(gradient[k]) < kGramGradient)) {
                 return false;
             }
         }
-        HWY_ALIGN float solved[kMaxSparsity + kLanes];
-        HWY_ALIGN float step[kMaxSparsity + kLanes];
-        combine(inverse_columns_.get(), gradient, count, solved);
-        combine(inverse_rows_.get(), solved, count, step);
+        HWY_ALIGN float step[kMaxSparsity];
+        for (size_t v = 0; v < n; v += kGroupLanes) {
+            hn::Store(solved(gradient, n, v), kGroupTag, step + v);
+        }
         for (size_t k = 0; k < count; ++k) {
             coefficient[k] += step[k];
         }
-        const float remaining = pursuit.subtract(step);
+        const float gain = std::inner_product(step, step + count, gradient, 0.0F);
+        remaining = gain < kGramGain * remaining ? remaining - gain : pursuit.subtract(step);
         const float delta = pursuit.relative_error();
         if (count < sparsity_ && remaining > delta * delta) {
             return false;
@@ -862,19 +938,20 @@ class GramPursuit {
 
     const size_t sparsity_, stride_, n_padded_;
     const Numbering numbering_;
-    const bool short_products_;
+    const bool short_products_, refines_;
     const Gram& gram_;
-    const float correlation_unit_;        // what 1 is worth in correlations
-    const float levels_per_coefficient_;  // so that their products with those of G are correlations
-    Ints rows_;                           // [pairs(sparsity), n_padded]: the support's rows of G, in pairs
-    Ints levels_;                         // [pairs(stride)]
-    Floats inverse_rows_;                 // L^-1 [sparsity, stride]
-    Floats inverse_columns_;              // its transpose
-    Floats coefficient_;                  // [stride], of the unit vector
+    const float correlation_unit_;               // what 1 is worth in correlations
+    const float levels_per_coefficient_;         // so that their products with those of G are correlations
+    Ints rows_;                                  // [pairs(stride), n_padded]: the support's rows of G, in pairs
+    Floats inverse_;                             // of the support's part of G [stride, stride], zero beyond it
+    HWY_ALIGN float coefficient_[kMaxSparsity];  // of the unit vector
+    HWY_ALIGN int32_t levels_[pairs(kMaxSparsity)];
+    HWY_ALIGN int32_t support_[kMaxSparsity];  // -1 where there is none yet
+    HWY_ALIGN float products_[kMaxSparsity];
+    HWY_ALIGN float projection_[kMaxSparsity];
     Pursuit* pursuit_ = nullptr;
     const int32_t* correlations_ = nullptr;
-    float products_[kMaxSparsity];
-    float smallest_pivot_ = 1.0F;
+    float smallest_pivot_energy_ = 1.0F;
 };
 
 void encode_gram(const OmpJob& job, const PackedAtoms& packed) {
@@ -940,7 +1017,7 @@ namespace kvcodec {
 HWY_EXPORT(encode);
 
 void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, size_t n, const OmpOptions& options,
-                uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy, float* factor) {
+                uint16_t* index, float* coefficient, uint8_t* count, float* residual_energy, float* support_gram) {
     if (n_atoms == 0 || n_atoms > kMaxAtoms || dim == 0) {
         throw Error("a dictionary needs 1 to " + std::to_string(kMaxAtoms) + " atoms of at least one element; got " +
                     std::to_string(n_atoms) + " atoms of " + std::to_string(dim));
@@ -953,7 +1030,7 @@ void omp_encode(const float* atoms, size_t n_atoms, size_t dim, const float* x, 
         return;
     }
     HWY_DYNAMIC_DISPATCH(encode)
-    ({atoms, n_atoms, dim, x, n, options, index, coefficient, count, residual_energy, factor});
+    ({atoms, n_atoms, dim, x, n, options, index, coefficient, count, residual_energy, support_gram});
 }
 
 }  // namespace kvcodec

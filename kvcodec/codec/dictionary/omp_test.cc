@@ -331,6 +331,30 @@ TEST_P(Omp, FitsAtomsThatAreNearlyDependent) {
     }
 }
 
+TEST_P(Omp, FitsNearlyAsWellUnrefined) {
+    for (const size_t dim : {64, 80, 128}) {
+        const Dictionary dictionary = random_dictionary(512, dim, random_);
+        std::vector<float> x = gaussian(400 * dim, random_);
+        std::copy_n(dictionary.atom(7), dim, x.begin());  // nothing is left of it
+        for (const size_t sparsity : {1, 8, 13, 24}) {
+            const Codes refined = encode(dictionary, x, {sparsity});
+            OmpOptions options{sparsity};
+            options.refine = false;
+            const Codes coarse = encode(dictionary, x, options);
+            EXPECT_EQ(coarse.index, refined.index);
+            EXPECT_EQ(coarse.count, refined.count);
+            for (size_t row = 0; row < 400; ++row) {
+                const double size = norm(std::vector<double>(x.begin() + row * dim, x.begin() + (row + 1) * dim));
+                const double left = coarse.residual_energy[row], wanted = refined.residual_energy[row];
+                EXPECT_NEAR(left, wanted, 0.01 * wanted + 1e-6 * size * size) << "row " << row;
+                for (size_t k = row * sparsity; k < (row + 1) * sparsity; ++k) {
+                    EXPECT_NEAR(coarse.coefficient[k], refined.coefficient[k], 1e-3 * size) << "row " << row;
+                }
+            }
+        }
+    }
+}
+
 TEST_P(Omp, TakesNoAtomThatTheResidualIsOrthogonalTo) {
     // Of 32 atoms in the first 48 dimensions; most of the vector lies in the others.
     Dictionary dictionary = random_dictionary(32, 64, random_);

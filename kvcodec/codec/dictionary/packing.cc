@@ -56,15 +56,14 @@ static_assert(3 * kMaxSparsity <= kMaxOneBits);
 
 constexpr size_t kUnits = 8;  // candidates for the unit of the levels
 
-/// Coefficients of ascending magnitude that are to be quantised, and the factor that omp_encode() gave with them: rows
-/// at a distance of `stride`, or null. order: which row is whose.
+/// Coefficients of ascending magnitude that are to be quantised, and the products of their atoms, or null. order: which
+/// row of these is whose.
 struct ToQuantise {
     std::array<float, kMaxSparsity> coefficient;
     size_t n;
     std::array<float, kUnits> unit;
     const int8_t* levels;  // [Packing::kLevels], ascending, of magnitudes
-    const float* factor;
-    size_t stride;
+    SupportGram support;
     const uint8_t* order;
 };
 
@@ -232,33 +231,28 @@ void unpack_rows(const Packing& packing, const std::byte* codes, std::span<const
     }
 }
 
-// L diag(pivot) L^T, the support's Gram matrix in the order of the coefficients, from the factor that came in the order
-// of choice. columns [n, kWidth]: of L, below its diagonal of ones; what they hold above is arbitrary. One column after
-// the other, so that sums stay in registers where there are enough.
+// L diag(pivot) L^T, the support's Gram matrix in the order of the coefficients. columns [n, kWidth]: of L, below its
+// diagonal of ones; what they hold above is arbitrary. One column after the other, so that sums stay in registers where
+// there are enough.
 template <size_t kWidth>
-void reorder_factor(const ToQuantise& of, float* HWY_RESTRICT columns, float* HWY_RESTRICT pivot) {
+void factorise(const ToQuantise& of, float* HWY_RESTRICT columns, float* HWY_RESTRICT pivot) {
     const hn::CappedTag<float, kWidth> d;
     constexpr size_t kVectors = kWidth / hn::MaxLanes(d);
-    constexpr float kLeastPivot = 1e-6F;         // the pursuit takes no dependent atoms, but nearly so
-    HWY_ALIGN float by_column[kWidth * kWidth];  // of the given factor, its rows in the new order
-    HWY_ALIGN float scaled[kWidth * kWidth];     // columns of L times their pivots
+    constexpr float kLeastPivot = 1e-6F;      // the pursuit takes no dependent atoms, but nearly so
+    HWY_ALIGN float scaled[kWidth * kWidth];  // columns of L times their pivots
     const size_t n = of.n;
-    std::fill_n(by_column, n * kWidth, 0.0F);
-    for (size_t a = 0; a < n; ++a) {
-        const float* row = of.factor + of.order[a] * of.stride;
-        for (size_t i = 0; i <= of.order[a]; ++i) {
-            by_column[i * kWidth + a] = row[i];
-        }
-    }
+    HWY_ALIGN std::array<int32_t, kWidth> order{};
+    std::copy_n(of.order, n, order.begin());
     for (size_t b = 0; b < n; ++b) {
         hn::Vec<decltype(d)> sum[kVectors];
-        for (size_t v = 0; v < kVectors; ++v) {
-            sum[v] = hn::Zero(d);
-        }
-        for (size_t i = 0; i <= of.order[b]; ++i) {  // of the Gram matrix
-            const auto factor = hn::Set(d, by_column[i * kWidth + b]);
+        const float* row = of.support.gram + of.order[b] * of.support.stride;
+        if constexpr (kVectors == 1) {
+            sum[0] = hn::TableLookupLanes(hn::LoadU(d, row), hn::SetTableIndices(d, order.data()));
+        } else {
+            HWY_ALIGN std::array<float, kWidth> ordered;
+            std::ranges::transform(order, ordered.begin(), [row](int32_t i) { return row[i]; });
             for (size_t v = 0; v < kVectors; ++v) {
-                sum[v] = hn::MulAdd(factor, hn::Load(d, by_column + i * kWidth + v * hn::MaxLanes(d)), sum[v]);
+                sum[v] = hn::Load(d, ordered.data() + v * hn::MaxLanes(d));
             }
         }
         for (size_t c = 0; c < b; ++c) {
@@ -288,8 +282,8 @@ void quantise_as(const ToQuantise& of, Quantised& quantised) {
     using V = hn::Vec<decltype(d)>;
     HWY_ALIGN float columns[kWidth * kWidth];
     HWY_ALIGN float pivots[kWidth];
-    if (of.factor != nullptr) {
-        reorder_factor<kWidth>(of, columns, pivots);
+    if (of.support.gram != nullptr) {
+        factorise<kWidth>(of, columns, pivots);
     } else {
         std::fill_n(columns, of.n * kWidth, 0.0F);
         std::fill_n(pivots, of.n, 1.0F);
@@ -331,7 +325,7 @@ void quantise_as(const ToQuantise& of, Quantised& quantised) {
 }
 
 // Codes of the coefficients under each unit of the levels: the largest first, each with what is fitted anew of the
-// others' errors, or without a factor each for itself.
+// others' errors, or without products of atoms each for itself.
 void quantise(const ToQuantise& of, Quantised& quantised) {
     of.n <= 8    ? quantise_as<8>(of, quantised)
     : of.n <= 16 ? quantise_as<16>(of, quantised)
@@ -475,7 +469,7 @@ Packing::Packing(size_t n_atoms, size_t sparsity, CoefficientFormat format, Code
 HWY_EXPORT(quantise);
 
 void Packing::pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
-                   const float* factor) const {
+                   SupportGram support) const {
     std::memset(code, 0, code_bytes_);
     float largest = 0;
     for (size_t i = 0; i < count; ++i) {
@@ -500,7 +494,7 @@ void Packing::pack(const uint16_t* index, const float* coefficient, size_t count
             magnitude[i] = std::bit_cast<int32_t>(std::abs(coefficient[i]));
         }
         sort_by(magnitude, count, order);
-        ToQuantise of{{}, count, {}, signed_levels_.data(), factor, sparsity_, order.data()};
+        ToQuantise of{{}, count, {}, signed_levels_.data(), support, order.data()};
         for (size_t k = 0; k < count; ++k) {
             of.coefficient[k] = coefficient[order[k]];
         }

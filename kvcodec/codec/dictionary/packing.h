@@ -26,6 +26,13 @@ enum class CodeLayout : uint8_t {
     kPublished,
 };
 
+/// The products of a support's atoms, gram[i * stride + j], as omp_encode() gives them, with the stride of its
+/// sparsity.
+struct SupportGram {
+    const float* gram = nullptr;
+    size_t stride = 0;
+};
+
 /// Packs and unpacks sparse codes of at most `sparsity` nonzeros over `n_atoms` atoms.
 class Packing {
   public:
@@ -43,11 +50,11 @@ class Packing {
     /// Nonzeros that unpack() writes per row: sparsity rounded up to a multiple of 8.
     size_t stride() const { return stride_; }
 
-    /// Writes one code; count <= sparsity nonzeros, all finite. factor: null, or the support's as omp_encode() gives
-    /// it, rows [count] at a distance of sparsity: then 4-bit coefficients are quantised one after the other, the
-    /// largest first, and the others fitted anew after each (the nearest plane of Babai 1986).
+    /// Writes one code; count <= sparsity nonzeros, all finite. support: null, or of these atoms: then 4-bit
+    /// coefficients are quantised one after the other, the largest first, and the others fitted anew after each (the
+    /// nearest plane of Babai 1986).
     void pack(const uint16_t* index, const float* coefficient, size_t count, std::byte* code,
-              const float* factor = nullptr) const;
+              SupportGram support = {}) const;
 
     /// offset[i, stride] = index * scale, coefficient[i, stride] (0 beyond the row's count) for each listed row of
     /// codes. `scale` turns an atom's index into the offset of its row in a table.

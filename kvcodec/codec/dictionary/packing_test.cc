@@ -299,12 +299,12 @@ TEST_P(PackingTest, ZeroRowsAndLimits) {
     EXPECT_NEAR(coefficient[3 * p.stride() + positive], 0.0F, 1e-5F);
 }
 
-class PackingWithFactor : public testing::TestWithParam<size_t> {
+class PackingWithProducts : public testing::TestWithParam<size_t> {
   protected:
     void TearDown() override { hwy::SetSupportedTargetsForTest(0); }
 };
 
-TEST_P(PackingWithFactor, LowersTheErrorOfTheSum) {
+TEST_P(PackingWithProducts, LowersTheErrorOfTheSum) {
     constexpr size_t kDim = 64, kAtoms = 256, kRows = 300;
     const size_t sparsity = GetParam();
     std::mt19937 rng(3);
@@ -318,17 +318,18 @@ TEST_P(PackingWithFactor, LowersTheErrorOfTheSum) {
         std::transform(atom, atom + kDim, atom, [&](float v) { return v / norm; });
     }
     std::vector<uint16_t> index(kRows * sparsity);
-    std::vector<float> coefficient(kRows * sparsity), factor(kRows * sparsity * sparsity);
+    std::vector<float> coefficient(kRows * sparsity), gram(kRows * sparsity * gram_stride(sparsity));
     std::vector<uint8_t> count(kRows);
     omp_encode(atoms.data(), kAtoms, kDim, x.data(), kRows, {sparsity}, index.data(), coefficient.data(), count.data(),
-               nullptr, factor.data());
+               nullptr, gram.data());
     const Packing p(kAtoms, sparsity, CoefficientFormat::kSigned4, CodeLayout::kPacked, kLevels);
-    const auto added_error = [&](bool with_factor) {
+    const auto added_error = [&](bool with_products) {
         double sum = 0.0;
         std::vector<std::byte> code(p.code_bytes() + Codec::kCodeSlackBytes);
         for (size_t row = 0; row < kRows; ++row) {
             p.pack(&index[row * sparsity], &coefficient[row * sparsity], count[row], code.data(),
-                   with_factor ? &factor[row * sparsity * sparsity] : nullptr);
+                   with_products ? SupportGram{&gram[row * sparsity * gram_stride(sparsity)], gram_stride(sparsity)}
+                                 : SupportGram{});
             std::vector<uint32_t> atom(p.stride());
             std::vector<float> value(p.stride());
             const uint16_t first = 0;
@@ -348,14 +349,14 @@ TEST_P(PackingWithFactor, LowersTheErrorOfTheSum) {
     for (const int64_t target : test_targets()) {
         SCOPED_TRACE(hwy::TargetName(target));
         hwy::SetSupportedTargetsForTest(target);
-        const double with_factor = added_error(true);
-        EXPECT_LT(with_factor, 0.96 * added_error(false));
-        of_first_target = of_first_target == 0.0 ? with_factor : of_first_target;
-        EXPECT_NEAR(with_factor / of_first_target, 1.0, 1e-3);
+        const double with_products = added_error(true);
+        EXPECT_LT(with_products, 0.96 * added_error(false));
+        of_first_target = of_first_target == 0.0 ? with_products : of_first_target;
+        EXPECT_NEAR(with_products / of_first_target, 1.0, 1e-3);
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sparsities, PackingWithFactor, testing::Values(8, 12, 17, 33, 40));
+INSTANTIATE_TEST_SUITE_P(Sparsities, PackingWithProducts, testing::Values(8, 12, 17, 33, 40));
 
 INSTANTIATE_TEST_SUITE_P(Kinds, PackingTest,
                          testing::Values(Kind{"Signed4", CoefficientFormat::kSigned4, CodeLayout::kPacked},

@@ -212,8 +212,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     for (size_t i = 0; i < n_members; ++i) {
         member_scratch.push_back(arena.take(member_floats));
     }
-    // A dense row costs as much as so many rows of codes that are as long as it is, with few lanes; others cost more.
-    const size_t dense_work = is_dense(*codecs.k) && is_dense(*codecs.v) ? 3 : 1;
+    const bool dense_k = is_dense(*codecs.k), dense_v = is_dense(*codecs.v);
+    // A dense row costs as much as so many rows of codes, with few lanes.
+    const size_t dense_work = dense_k && dense_v ? 4 : 2;
     std::vector<Block> blocks(n_blocks);
 
     team.run([&](size_t member) {
@@ -316,8 +317,11 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 const auto coded_end =
                     blocks[b].is_plain ? rows.end() : std::stable_partition(rows.begin(), rows.end(), in_code_space);
                 prefetch(head * n_blocks + b + kItemsAhead);
-                store.prefetch_codes(Side::kV, block, head, LayerStore::CacheLevel::kFirst);
-                if (b + 1 < last) {
+                // Nearer still, but for codes that are read from one end to the other: there the processor sees to it.
+                if (!dense_v) {
+                    store.prefetch_codes(Side::kV, block, head, LayerStore::CacheLevel::kFirst);
+                }
+                if (!dense_k && b + 1 < last) {
                     store.prefetch_codes(Side::kK, block + 1, head, LayerStore::CacheLevel::kFirst);
                 }
                 const std::span<const uint16_t> coded(rows.begin(), coded_end);

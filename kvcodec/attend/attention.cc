@@ -212,9 +212,9 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
     for (size_t i = 0; i < n_members; ++i) {
         member_scratch.push_back(arena.take(member_floats));
     }
-    const bool dense_k = is_dense(*codecs.k), dense_v = is_dense(*codecs.v);
+    const bool full_k = is_dense(*codecs.k), full_v = is_dense(*codecs.v);
     // A dense row costs as much as so many rows of codes, with few lanes.
-    const size_t dense_work = dense_k && dense_v ? 4 : 2;
+    const size_t dense_work = full_k && full_v ? 4 : 2;
     std::vector<Block> blocks(n_blocks);
 
     team.run([&](size_t member) {
@@ -317,11 +317,12 @@ void Attention::run_code_space(const LayerStore& store, const AttentionCall& cal
                 const auto coded_end =
                     blocks[b].is_plain ? rows.end() : std::stable_partition(rows.begin(), rows.end(), in_code_space);
                 prefetch(head * n_blocks + b + kItemsAhead);
-                // Nearer still, but for codes that are read from one end to the other: there the processor sees to it.
-                if (!dense_v) {
+                // Nearer still, but for rows that touch all of code space: the processor sees that these are read in
+                // order.
+                if (!full_v) {
                     store.prefetch_codes(Side::kV, block, head, LayerStore::CacheLevel::kFirst);
                 }
-                if (!dense_k && b + 1 < last) {
+                if (!full_k && b + 1 < last) {
                     store.prefetch_codes(Side::kK, block + 1, head, LayerStore::CacheLevel::kFirst);
                 }
                 const std::span<const uint16_t> coded(rows.begin(), coded_end);

@@ -440,7 +440,7 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
     const bool inside = settings_.format == CoefficientFormat::kSigned4 && settings_.layout == CodeLayout::kPacked;
     std::vector<float> gram(inside ? n * sparsity * stride : 0);
     OmpOptions options = settings_.omp;
-    options.refine = options.relative_error > 0.0F;  // coefficients have a few bits
+    options.refine = false;  // coefficients have a few bits
     omp_encode(wide.data(), n_used(), dim_, x, n, options, index.data(), coefficient.data(), count.data(),
                residual.data(), inside ? gram.data() : nullptr);
     for (size_t i = 0; i < n; ++i) {
@@ -467,7 +467,8 @@ void DictionaryCodec::encode_batch(const float* x, size_t n, std::byte* codes) c
 
 void DictionaryCodec::encode(const float* x, size_t n, std::byte* codes) const {
     constexpr size_t kGramElements = size_t{1} << 19;  // bounds the memory
-    const size_t batch = std::max<size_t>(64, kGramElements / (settings_.omp.sparsity * settings_.omp.sparsity));
+    const size_t batch =
+        std::max<size_t>(64, kGramElements / (settings_.omp.sparsity * gram_stride(settings_.omp.sparsity)));
     for (size_t first = 0; first < n; first += batch) {
         encode_batch(x + first * dim_, std::min(batch, n - first), codes + first * code_bytes());
     }

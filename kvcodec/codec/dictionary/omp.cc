@@ -65,9 +65,10 @@ constexpr float kGramPivot = 1e-3F;
 constexpr float kGramRemaining = 1e-4F;
 /// Beyond this correlation of a support's atom with what the fit leaves, one step of refinement is not enough.
 constexpr float kGramGradient = 1e-3F;
-/// Above these, a fit with the atoms in 16 bits is one to 1e-3 of the vector, and what it leaves is known to 1 %.
+/// Above these, a fit with the atoms in 16 bits is less than 1e-3 of the vector away from the best one, and what it
+/// leaves is known to 1 %.
 constexpr float kGramFitPivot = 0.03F;
-constexpr float kGramFitRemaining = 0.01F;
+constexpr float kGramFitRemaining = 0.02F;
 /// A step that gains more than this part of what was left leaves too few digits of it.
 constexpr float kGramGain = 1e-3F;
 /// The Gram variant has this many bits for coefficients above 1, times the longest atom.
@@ -97,7 +98,6 @@ using Ints = hwy::AlignedFreeUniquePtr<int32_t[]>;
 constexpr Tag kTag;
 constexpr IntTag kIntTag;
 constexpr short_products::ShortTag kShortTag;
-constexpr short_products::HalfShortTag kHalfShortTag;
 constexpr size_t kLanes = hn::MaxLanes(kTag);
 // Atoms in one packed block: two vectors, so that each broadcast element of a row serves two multiply-adds.
 constexpr size_t kBlock = 2 * kLanes;
@@ -292,11 +292,7 @@ HWY_NOINLINE void choose(const int32_t* const* rows, const float* norm, size_t n
 // One vector on its way: what both variants share.
 class Pursuit {
   public:
-    explicit Pursuit(const OmpJob& job)
-        : job_(job),
-          unit_(job.dim),
-          rounded_(pairs(job.dim)),
-          gram_(job.options.sparsity * gram_stride(job.options.sparsity)) {}
+    explicit Pursuit(const OmpJob& job) : job_(job), unit_(job.dim), rounded_(pairs(job.dim)) {}
 
     // Takes row `row` of x, scaled to unit norm so that no threshold depends on its size. False: code it as zero.
     bool start(size_t row) {
@@ -344,11 +340,9 @@ class Pursuit {
         }
         std::fill(coefficient + count_, coefficient + s, 0.0F);
         job_.count[row_] = static_cast<uint8_t>(count_);
-        const size_t stride = gram_stride(s);
         for (size_t i = 0; i < count_ && wants_gram(); ++i) {
-            float* to = job_.support_gram + row_ * s * stride;
-            for (size_t j = 0; j <= i; ++j) {
-                to[i * stride + j] = to[j * stride + i] = gram(i)[j];
+            for (size_t j = 0; j < i; ++j) {
+                gram(j)[i] = gram(i)[j];
             }
         }
         if (job_.residual_energy != nullptr) {
@@ -386,8 +380,11 @@ class Pursuit {
     float* coefficients() { return job_.coefficient + row_ * job_.options.sparsity; }
     const float* atom(size_t k) const { return job_.atoms + support_[k] * job_.dim; }
     bool wants_gram() const { return job_.support_gram != nullptr; }
-    /// The k-th row of the support's Gram matrix, up to its diagonal.
-    float* gram(size_t k) { return gram_.data() + k * gram_stride(job_.options.sparsity); }
+    /// The k-th row of the support's Gram matrix, to be filled up to its diagonal.
+    float* gram(size_t k) {
+        const size_t s = job_.options.sparsity;
+        return job_.support_gram + (row_ * s + k) * gram_stride(s);
+    }
     /// ||residual||^2 / ||x||^2
     float remaining() const { return remaining_; }
     void set_remaining(float remaining) { remaining_ = remaining; }
@@ -399,7 +396,6 @@ class Pursuit {
     float remaining_ = 1.0F;
     std::vector<float> unit_;       // [dim]
     std::vector<int32_t> rounded_;  // [pairs(dim)]
-    std::vector<float> gram_;       // [sparsity, gram_stride(sparsity)]
     uint16_t support_[kMaxSparsity] = {};
 };
 
@@ -549,9 +545,9 @@ HWY_INLINE void transpose_tile(const int16_t* from, size_t stride, int16_t* to) 
     }
 }
 
-// The Gram matrix of the rounded atoms, in 16 bits too: a row is read once a choice, from the farthest cache. Rows and
-// columns are in an order in which InterleaveLower() and InterleaveUpper() of the vectors of two rows give pairs of
-// their elements in the order of the atoms.
+// The Gram matrix of the rounded atoms, in 16 bits too: a row comes once a choice from the farthest cache. Columns are
+// in the order that ReorderDemote2To() leaves, of which InterleaveLower() and InterleaveUpper() of two rows give pairs
+// in the order of the atoms; rows are too, so that it is symmetric.
 class Gram {
   public:
     Gram(const OmpJob& job, const PackedAtoms& packed)
@@ -643,7 +639,7 @@ class GramPursuit {
           n_padded_(packed.n_padded),
           numbering_(packed.n_padded),
           short_products_(packed.short_products),
-          refines_(job.options.refine),
+          refines_(job.options.refine || job.options.relative_error > 0.0F),
           gram_(gram),
           correlation_unit_(static_cast<float>(1U << kHeadroomBits) / (kUnitLevel * packed.scale)),
           levels_per_coefficient_(gram_.unit() / correlation_unit_),
@@ -725,7 +721,7 @@ class GramPursuit {
         }
         const float energy = gram_.unit() * static_cast<float>(gram_.diagonal(atom));
         const float pivot_energy = energy - hn::GetLane(hn::SumOfLanes(kGroupTag, within));
-        if (std::abs(correlation) < kGramCorrelation || pivot_energy < kGramPivot ||
+        if (!(std::abs(correlation) >= kGramCorrelation) || !(pivot_energy >= kGramPivot) ||
             !hn::AllTrue(kGroupIntTag, hn::Eq(seen, hn::Zero(kGroupIntTag)))) {
             return false;
         }
@@ -836,12 +832,9 @@ class GramPursuit {
     // pair[kBlock]: elements of a row of G, each behind that of the row before it, if there is one.
     template <bool kHasBefore>
     static HWY_INLINE void store_pairs(const int16_t* before, const int16_t* row, int32_t* pair) {
-        const auto own = hn::Load(kShortTag, row), zero = hn::Zero(kShortTag);
-        auto first = own, second = zero;
-        if constexpr (kHasBefore) {
-            first = hn::Load(kShortTag, before);
-            second = own;
-        }
+        const auto own = hn::Load(kShortTag, row);
+        const auto first = kHasBefore ? hn::Load(kShortTag, before) : own;
+        const auto second = kHasBefore ? own : hn::Zero(kShortTag);
         hn::Store(hn::BitCast(kIntTag, hn::InterleaveLower(kShortTag, first, second)), kIntTag, pair);
         hn::Store(hn::BitCast(kIntTag, hn::InterleaveUpper(kShortTag, first, second)), kIntTag, pair + kLanes);
     }
@@ -897,7 +890,7 @@ class GramPursuit {
             store_products(levels, unit, products_ + v);
         }
         sum = hn::SumOfLanes(pair_tag, hn::RearrangeToOddPlusEven(sum, rest));
-        return correlation_unit_ * static_cast<float>(correlations_[atom] + hn::GetLane(sum));
+        return correlation_unit_ * static_cast<float>(int64_t{correlations_[atom]} + hn::GetLane(sum));
     }
 
     // Coefficients of the atoms as they are, by a step of iterative refinement: the inverse is of rounded ones. Without
@@ -988,7 +981,7 @@ void encode_gram(const OmpJob& job, const PackedAtoms& packed) {
 // Multiply-adds per atom of the dictionary. What the Gram variant does for a choice, and for each atom of the support
 // at each choice, takes as long as the constants say.
 bool gram_pays(const OmpJob& job) {
-    constexpr double kChoiceCost = 9.5, kAtomCost = 1.65, kBuildCost = 0.65;
+    constexpr double kChoiceCost = 7.0, kAtomCost = 1.5, kBuildCost = 0.65;
     const double n = static_cast<double>(job.n), dim = static_cast<double>(job.dim);
     const double s = static_cast<double>(job.options.sparsity), n_atoms = static_cast<double>(job.n_atoms);
     const double pursuit = dim + kChoiceCost * s + kAtomCost * s * s / 2;

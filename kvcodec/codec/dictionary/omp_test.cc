@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <numeric>
 #include <random>
 #include <string>
 #include <vector>
@@ -97,7 +98,8 @@ void expect_matching_pursuit(const Dictionary& dictionary, const float* x, const
         ASSERT_LT(index[k], dictionary.n_atoms);
         ASSERT_EQ(std::count(index, index + count, index[k]), 1) << "an atom was chosen twice";
         EXPECT_GT(norm(residual), (relative_error - 1e-5) * size) << "the pursuit went on below the error threshold";
-        EXPECT_GE(std::abs(dot(dictionary.atom(index[k]), residual)), best() - 1e-4 * size) << "choice " << k;
+        EXPECT_GE(std::abs(dot(dictionary.atom(index[k]), residual)), best() - (s > 32 ? 2e-4 : 1e-4) * size)
+            << "choice " << k;
         std::vector<double> q(dictionary.atom(index[k]), dictionary.atom(index[k]) + dim);
         for (int pass = 0; pass < 2; ++pass) {
             for (const auto& b : basis) {
@@ -166,11 +168,12 @@ TEST_P(Omp, IsMatchingPursuitForAllShapes) {
     // Both variants: the Gram matrix pays from about n_atoms / 10 vectors on for a dozen atoms of 64 elements, and
     // never for short vectors.
     for (const Shape& shape :
-         {Shape{1024, 64, 12, 9}, Shape{1024, 128, 32, 3}, Shape{512, 80, 8, 7}, Shape{300, 96, 1, 5},
-          Shape{256, 256, 24, 60}, Shape{256, 64, 32, 150}, Shape{100, 33, 5, 61}, Shape{100, 65, 5, 200},
-          Shape{1, 64, 8, 20}, Shape{300, 128, 33, 150}, Shape{16, 64, 16, 17}, Shape{16, 64, 4, 40}, Shape{1, 8, 3, 2},
-          Shape{50, 1, 4, 30}, Shape{40, 3, 2, 1}, Shape{129, 65, 20, 100}, Shape{64, 7, 32, 50},
-          Shape{3001, 40, 8, 500}, Shape{40000, 8, 2, 2}}) {
+         {Shape{1024, 64, 12, 9},  Shape{1024, 128, 32, 3},  Shape{512, 80, 8, 7},   Shape{300, 96, 1, 5},
+          Shape{256, 256, 24, 60}, Shape{256, 64, 32, 150},  Shape{100, 33, 5, 61},  Shape{100, 65, 5, 200},
+          Shape{1, 64, 8, 20},     Shape{300, 128, 33, 150}, Shape{16, 64, 16, 17},  Shape{16, 64, 4, 40},
+          Shape{1, 8, 3, 2},       Shape{50, 1, 4, 30},      Shape{40, 3, 2, 1},     Shape{129, 65, 20, 100},
+          Shape{64, 7, 32, 50},    Shape{3001, 40, 8, 500},  Shape{40000, 8, 2, 2},  Shape{128, 64, 7, 300},
+          Shape{128, 64, 9, 300},  Shape{200, 96, 17, 200},  Shape{256, 128, 64, 60}}) {
         SCOPED_TRACE("N=" + std::to_string(shape.n_atoms) + " d=" + std::to_string(shape.dim) +
                      " s=" + std::to_string(shape.sparsity) + " n=" + std::to_string(shape.n));
         const Dictionary dictionary = random_dictionary(shape.n_atoms, shape.dim, random_);
@@ -301,33 +304,96 @@ TEST_P(Omp, NeverChoosesDuplicateAtoms) {
     }
 }
 
+// Clusters of atoms a few degrees apart: pivots near what is taken.
+Dictionary clustered_dictionary(float apart, std::mt19937& random) {
+    Dictionary dictionary = random_dictionary(128, 64, random);
+    for (size_t j = 0; j < 128; ++j) {
+        const float* centre = dictionary.atom(j / 8 * 8);
+        std::vector<float> atom(centre, centre + 64);
+        double energy = 0.0;
+        for (size_t i = 0; i < 64 && j % 8 != 0; ++i) {
+            atom[i] += apart * dictionary.atom(j)[i];
+        }
+        for (const float v : atom) energy += static_cast<double>(v) * v;
+        for (size_t i = 0; i < 64; ++i) {
+            dictionary.atoms[j * 64 + i] = static_cast<float>(atom[i] / std::sqrt(energy));
+        }
+    }
+    return dictionary;
+}
+
+// Every other one a difference of neighbours, which needs coefficients of several times the vector.
+std::vector<float> differences_and_others(const Dictionary& clustered, std::mt19937& random) {
+    std::vector<float> x = gaussian(200 * 64, random);
+    for (size_t row = 0; row < 200; row += 2) {
+        const size_t j = random() % 16 * 8;
+        for (size_t i = 0; i < 64; ++i) {
+            x[row * 64 + i] = clustered.atom(j + 1)[i] - clustered.atom(j + 2)[i];
+        }
+    }
+    return x;
+}
+
 TEST_P(Omp, FitsAtomsThatAreNearlyDependent) {
-    // Clusters of atoms a few degrees apart: coefficients of several times the vector, pivots near what is taken.
     for (const float apart : {0.2F, 0.06F, 0.03F}) {
-        Dictionary dictionary = random_dictionary(128, 64, random_);
-        for (size_t j = 0; j < 128; ++j) {
-            const float* centre = dictionary.atom(j / 8 * 8);
-            std::vector<float> atom(centre, centre + 64);
-            double energy = 0.0;
-            for (size_t i = 0; i < 64 && j % 8 != 0; ++i) {
-                atom[i] += apart * dictionary.atom(j)[i];
-            }
-            for (const float v : atom) energy += static_cast<double>(v) * v;
-            for (size_t i = 0; i < 64; ++i) {
-                dictionary.atoms[j * 64 + i] = static_cast<float>(atom[i] / std::sqrt(energy));
-            }
-        }
-        // Differences of neighbours, so that the large coefficients are needed.
-        std::vector<float> x = gaussian(200 * 64, random_);
-        for (size_t row = 0; row < 200; row += 2) {
-            const size_t j = random_() % 16 * 8;
-            for (size_t i = 0; i < 64; ++i) {
-                x[row * 64 + i] = dictionary.atom(j + 1)[i] - dictionary.atom(j + 2)[i];
-            }
-        }
+        const Dictionary dictionary = clustered_dictionary(apart, random_);
+        const std::vector<float> x = differences_and_others(dictionary, random_);
         // 32 bits hold the factor to 1e-7 / pivot^2.
         expect_matching_pursuits(dictionary, x, encode(dictionary, x, {12}), 0.0F, 5e-4);
         expect_matching_pursuits(dictionary, x, encode(dictionary, x, {12, 0.3F}), 0.3F, 5e-4);
+    }
+}
+
+TEST_P(Omp, GivesTheProductsOfEachSupportsAtoms) {
+    constexpr size_t kDim = 80;
+    const Dictionary dictionary = random_dictionary(200, kDim, random_);
+    for (const size_t n : {2, 300}) {  // few vectors go another way than many
+        const std::vector<float> x = gaussian(n * kDim, random_);
+        for (const size_t sparsity : {1, 5, 8, 19}) {
+            const size_t stride = gram_stride(sparsity);
+            Codes codes = encode(dictionary, x, {sparsity});
+            EXPECT_TRUE(std::ranges::all_of(codes.count, [sparsity](size_t count) { return count == sparsity; }));
+            std::vector<float> gram(n * sparsity * stride);
+            omp_encode(dictionary.atoms.data(), dictionary.n_atoms, kDim, x.data(), n, {sparsity}, codes.index.data(),
+                       codes.coefficient.data(), codes.count.data(), nullptr, gram.data());
+            for (size_t row = 0; row < n; ++row) {
+                for (size_t i = 0; i < codes.count[row]; ++i) {
+                    const float* atom = dictionary.atom(codes.index[row * sparsity + i]);
+                    for (size_t j = 0; j < codes.count[row]; ++j) {
+                        const float* other = dictionary.atom(codes.index[row * sparsity + j]);
+                        EXPECT_NEAR(gram[(row * sparsity + i) * stride + j],
+                                    std::inner_product(atom, atom + kDim, other, 0.0), 2e-4)
+                            << n << " vectors, sparsity " << sparsity << ", row " << row << ": " << i << ", " << j;
+                    }
+                }
+            }
+        }
+    }
+}
+
+// The same choices, and vectors that are hardly farther from x.
+void expect_nearly_as_good(const Dictionary& dictionary, const std::vector<float>& x, size_t sparsity) {
+    const size_t dim = dictionary.dim, n = x.size() / dim;
+    const Codes refined = encode(dictionary, x, {sparsity});
+    OmpOptions options{sparsity};
+    options.refine = false;
+    const Codes coarse = encode(dictionary, x, options);
+    EXPECT_EQ(coarse.index, refined.index);
+    EXPECT_EQ(coarse.count, refined.count);
+    for (size_t row = 0; row < n; ++row) {
+        double size = 0.0, apart = 0.0;
+        for (size_t i = 0; i < dim; ++i) {
+            double difference = 0.0;
+            for (size_t k = row * sparsity; k < row * sparsity + coarse.count[row]; ++k) {
+                difference +=
+                    (double{coarse.coefficient[k]} - refined.coefficient[k]) * dictionary.atom(refined.index[k])[i];
+            }
+            apart += difference * difference;
+            size += double{x[row * dim + i]} * x[row * dim + i];
+        }
+        EXPECT_LE(apart, 1e-6 * size) << "row " << row;
+        const double left = coarse.residual_energy[row], wanted = refined.residual_energy[row];
+        EXPECT_NEAR(left, wanted, 0.01 * wanted + 1e-7 * size) << "row " << row;
     }
 }
 
@@ -335,23 +401,23 @@ TEST_P(Omp, FitsNearlyAsWellUnrefined) {
     for (const size_t dim : {64, 80, 128}) {
         const Dictionary dictionary = random_dictionary(512, dim, random_);
         std::vector<float> x = gaussian(400 * dim, random_);
-        std::copy_n(dictionary.atom(7), dim, x.begin());  // nothing is left of it
-        for (const size_t sparsity : {1, 8, 13, 24}) {
-            const Codes refined = encode(dictionary, x, {sparsity});
-            OmpOptions options{sparsity};
-            options.refine = false;
-            const Codes coarse = encode(dictionary, x, options);
-            EXPECT_EQ(coarse.index, refined.index);
-            EXPECT_EQ(coarse.count, refined.count);
-            for (size_t row = 0; row < 400; ++row) {
-                const double size = norm(std::vector<double>(x.begin() + row * dim, x.begin() + (row + 1) * dim));
-                const double left = coarse.residual_energy[row], wanted = refined.residual_energy[row];
-                EXPECT_NEAR(left, wanted, 0.01 * wanted + 1e-6 * size * size) << "row " << row;
-                for (size_t k = row * sparsity; k < (row + 1) * sparsity; ++k) {
-                    EXPECT_NEAR(coarse.coefficient[k], refined.coefficient[k], 1e-3 * size) << "row " << row;
+        for (size_t row = 0; row < 400; row += 3) {  // nothing is left of these in the end, or next to nothing
+            for (size_t i = 0; i < dim; ++i) {
+                x[row * dim + i] *= row % 2 == 0 ? 0.0F : 0.03F;
+                for (size_t k = 0; k < 4; ++k) {
+                    x[row * dim + i] += dictionary.atom((17 * row + 101 * k) % 512)[i];
                 }
             }
         }
+        for (const size_t sparsity : {4, 8, 13, 24}) {
+            SCOPED_TRACE("d=" + std::to_string(dim) + " s=" + std::to_string(sparsity));
+            expect_nearly_as_good(dictionary, x, sparsity);
+        }
+    }
+    for (const float apart : {0.3F, 0.2F, 0.06F}) {  // pivots on either side of what may stay unrefined
+        SCOPED_TRACE("atoms are " + std::to_string(apart) + " apart");
+        const Dictionary dictionary = clustered_dictionary(apart, random_);
+        expect_nearly_as_good(dictionary, differences_and_others(dictionary, random_), 8);
     }
 }
 

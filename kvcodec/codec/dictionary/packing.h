@@ -26,8 +26,8 @@ enum class CodeLayout : uint8_t {
     kPublished,
 };
 
-/// The products of a support's atoms, gram[i * stride + j], as omp_encode() gives them, with the stride of its
-/// sparsity.
+/// The products of a support's atoms, gram[i * stride + j], as omp_encode() gives them with the stride of its sparsity:
+/// rows can be read to the stride, which is at least gram_stride(count).
 struct SupportGram {
     const float* gram = nullptr;
     size_t stride = 0;

@@ -356,7 +356,41 @@ TEST_P(PackingWithProducts, LowersTheErrorOfTheSum) {
     }
 }
 
-INSTANTIATE_TEST_SUITE_P(Sparsities, PackingWithProducts, testing::Values(8, 12, 17, 33, 40));
+TEST_P(PackingWithProducts, TakesRowsAtAnyDistance) {
+    constexpr size_t kStride = 40;
+    const size_t count = GetParam();
+    std::mt19937 rng(5);
+    std::normal_distribution<float> normal;
+    std::vector<float> atoms(count * kStride), near(count * gram_stride(count), NAN), far(count * kStride, NAN);
+    std::ranges::generate(atoms, [&] { return normal(rng) / std::sqrt(float{kStride}); });
+    for (size_t i = 0; i < count; ++i) {
+        for (size_t j = 0; j < count; ++j) {
+            near[i * gram_stride(count) + j] = far[i * kStride + j] =
+                std::inner_product(&atoms[i * kStride], &atoms[i * kStride] + kStride, &atoms[j * kStride], 0.0F);
+        }
+    }
+    std::vector<uint16_t> index(count);
+    std::iota(index.begin(), index.end(), uint16_t{3});
+    const Packing p(256, count, CoefficientFormat::kSigned4, CodeLayout::kPacked, kLevels);
+    for (const int64_t target : test_targets()) {
+        SCOPED_TRACE(hwy::TargetName(target));
+        hwy::SetSupportedTargetsForTest(target);
+        size_t n_otherwise = 0;
+        for (int i = 0; i < 20; ++i) {
+            std::vector<float> coefficient(count);
+            std::ranges::generate(coefficient, [&] { return normal(rng); });
+            std::vector<std::byte> of_near(p.code_bytes()), of_far(p.code_bytes()), alone(p.code_bytes());
+            p.pack(index.data(), coefficient.data(), count, of_near.data(), {near.data(), gram_stride(count)});
+            p.pack(index.data(), coefficient.data(), count, of_far.data(), {far.data(), kStride});
+            p.pack(index.data(), coefficient.data(), count, alone.data());
+            EXPECT_EQ(of_near, of_far);
+            n_otherwise += of_near != alone ? 1 : 0;
+        }
+        EXPECT_GT(n_otherwise, 5);
+    }
+}
+
+INSTANTIATE_TEST_SUITE_P(Sparsities, PackingWithProducts, testing::Values(8, 9, 12, 16, 17, 33, 40));
 
 INSTANTIATE_TEST_SUITE_P(Kinds, PackingTest,
                          testing::Values(Kind{"Signed4", CoefficientFormat::kSigned4, CodeLayout::kPacked},

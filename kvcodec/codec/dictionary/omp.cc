@@ -675,15 +675,13 @@ class GramPursuit {
     }
 
   private:
-    static constexpr size_t kGroup = 8;
+    static constexpr size_t kGroup = gram_stride(1);
     using GroupTag = hn::CappedTag<float, kGroup>;
     using GroupVec = hn::Vec<GroupTag>;
     using GroupIntTag = hn::RebindToSigned<GroupTag>;
     static constexpr GroupTag kGroupTag{};
     static constexpr GroupIntTag kGroupIntTag{};
     static constexpr size_t kGroupLanes = hn::MaxLanes(kGroupTag);
-
-    static constexpr size_t in_groups(size_t n) { return (n + kGroup - 1) / kGroup * kGroup; }
 
     // Elements [v, v + kGroupLanes) of A^-1 x, A the support's Gram matrix, x of whole groups.
     HWY_INLINE GroupVec solved(const float* x, size_t n, size_t v) const {
@@ -701,7 +699,7 @@ class GramPursuit {
     // support's span or too close to it.
     bool extend(size_t atom) {
         Pursuit& pursuit = *pursuit_;
-        const size_t k = pursuit.count(), n = in_groups(k + 1);
+        const size_t k = pursuit.count(), n = gram_stride(k + 1);
         if (k + 1 < sparsity_) {
             gram_.prefetch(atom);
         }
@@ -761,7 +759,7 @@ class GramPursuit {
         const hn::Repartition<int32_t, decltype(shorts)> pair_tag;
         const GroupVec levels_per_coefficient = hn::Set(kGroupTag, -levels_per_coefficient_);
         GroupVec largest = hn::Zero(kGroupTag);
-        for (size_t v = 0; v < in_groups(pursuit_->count()); v += kGroupLanes) {
+        for (size_t v = 0; v < gram_stride(pursuit_->count()); v += kGroupLanes) {
             const GroupVec level = hn::Mul(levels_per_coefficient, hn::Load(kGroupTag, coefficient_ + v));
             largest = hn::Max(largest, hn::Abs(level));
             hn::Store(hn::BitCast(pair_tag, hn::DemoteTo(shorts, hn::NearestInt(level))), pair_tag, levels_ + v / 2);
@@ -897,7 +895,7 @@ class GramPursuit {
     // it where that is close enough. False: one step is not enough, nothing is written.
     bool finish() const {
         Pursuit& pursuit = *pursuit_;
-        const size_t count = pursuit.count(), n = in_groups(count);
+        const size_t count = pursuit.count(), n = gram_stride(count);
         float* coefficient = pursuit.coefficients();
         std::copy_n(coefficient_, count, coefficient);
         if (!refines_ && smallest_pivot_energy_ > kGramFitPivot && pursuit.remaining() > kGramFitRemaining) {

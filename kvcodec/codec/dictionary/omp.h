@@ -21,7 +21,7 @@ struct OmpOptions {
 inline constexpr size_t kMaxSparsity = 64;
 inline constexpr size_t kMaxAtoms = 65536;
 
-/// Elements between the rows of a support's Gram matrix.
+/// Elements between the rows of a support's Gram matrix: whole groups of atoms.
 constexpr size_t gram_stride(size_t sparsity) {
     return (sparsity + 7) / 8 * 8;
 }
